@@ -1,0 +1,103 @@
+// Vec over AVX-512F/BW/DQ/VL: 16 float lanes, masks in k registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace fastmha {
+namespace {
+
+struct Mask {
+  __mmask16 bits;
+  static FASTMHA_INLINE Mask from_bits(uint32_t word) { return {static_cast<__mmask16>(word)}; }
+};
+
+struct Vec {
+  static constexpr int kLanes = 16;
+  static constexpr int kRegisters = 32;
+  // exp2_small clamps here: scalef(1, -200) is exactly 0, so a masked score (-inf) weighs exactly nothing.
+  static constexpr float kExp2Floor = -200.0f;
+
+  __m512 reg;
+
+  static FASTMHA_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+  static FASTMHA_INLINE Vec set1(float x) { return {_mm512_set1_ps(x)}; }
+  static FASTMHA_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static FASTMHA_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  // Lanes n.. are zero and their memory is not touched.
+  static FASTMHA_INLINE Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  FASTMHA_INLINE void store(float* p) const { _mm512_storeu_ps(p, reg); }
+  FASTMHA_INLINE void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), reg); }
+};
+
+FASTMHA_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.reg, b.reg)}; }
+FASTMHA_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.reg, b.reg)}; }
+FASTMHA_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.reg, b.reg)}; }
+FASTMHA_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.reg, b.reg)}; }
+FASTMHA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.reg, b.reg, c.reg)}; }
+FASTMHA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.reg, b.reg, c.reg)}; }
+FASTMHA_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.reg, b.reg)}; }
+FASTMHA_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.reg, b.reg)}; }
+FASTMHA_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.reg)}; }
+FASTMHA_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.reg)}; }
+FASTMHA_INLINE Vec copysign(Vec magnitude, Vec sign) {
+  return {_mm512_or_ps(_mm512_abs_ps(magnitude.reg), _mm512_and_ps(sign.reg, _mm512_set1_ps(-0.0f)))};
+}
+FASTMHA_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.reg, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+FASTMHA_INLINE Vec ldexp(Vec a, Vec n) { return {_mm512_scalef_ps(a.reg, n.reg)}; }
+
+FASTMHA_INLINE Mask less(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.reg, b.reg, _CMP_LT_OQ)}; }
+FASTMHA_INLINE Mask equal(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.reg, b.reg, _CMP_EQ_OQ)}; }
+FASTMHA_INLINE Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits & b.bits)}; }
+FASTMHA_INLINE uint32_t to_bits(Mask m) { return m.bits; }
+FASTMHA_INLINE Vec select(Mask m, Vec if_set, Vec if_clear) {
+  return {_mm512_mask_blend_ps(m.bits, if_clear.reg, if_set.reg)};
+}
+
+// ((l0+l8) + (l4+l12)) ...: the same tree on every call.
+FASTMHA_INLINE float reduce_add(Vec a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.reg), _mm512_extractf32x8_ps(a.reg, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+FASTMHA_INLINE float reduce_max(Vec a) {
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.reg), _mm512_extractf32x8_ps(a.reg, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+// Row i, lane j <-> row j, lane i. Four rounds: pairs of floats, pairs of doubles, 128-bit quarters twice.
+FASTMHA_INLINE void transpose(Vec (&rows)[16]) {
+  __m512 a[16], b[16];
+  FASTMHA_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].reg, rows[i + 1].reg);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].reg, rows[i + 1].reg);
+  }
+  FASTMHA_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d lo0 = _mm512_castps_pd(a[i]), hi0 = _mm512_castps_pd(a[i + 1]);
+    const __m512d lo1 = _mm512_castps_pd(a[i + 2]), hi1 = _mm512_castps_pd(a[i + 3]);
+    b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(lo0, lo1));
+    b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(lo0, lo1));
+    b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(hi0, hi1));
+    b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(hi0, hi1));
+  }
+  FASTMHA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m512 even_low = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+    rows[i].reg = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[i + 8].reg = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    rows[i + 4].reg = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[i + 12].reg = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
+}  // namespace
+}  // namespace fastmha

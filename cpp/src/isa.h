@@ -1,0 +1,21 @@
+// Which kernels run: one row per instruction set, best first.
+#pragma once
+
+#include "../kernels/attention.h"
+#include "../kernels/gemm.h"
+#include "../kernels/rowwise.h"
+
+namespace fastmha {
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const GemmKernels* gemm;
+  const AttentionKernels* attention;
+  const RowwiseKernels* rowwise;
+};
+
+// The first row that this CPU supports, or the one that FASTMHA_ISA names. Decided once.
+const Isa& active_isa();
+
+}  // namespace fastmha

@@ -1,0 +1,56 @@
+#include "workspace.h"
+
+#include <cstdlib>
+#include <new>
+
+namespace fastmha {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+char* allocate(size_t bytes) {
+  void* memory = std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
+  if (memory == nullptr) throw std::bad_alloc();
+  return static_cast<char*>(memory);
+}
+
+struct Buffer {
+  char* data = nullptr;
+  size_t bytes = 0;
+  bool leased = false;
+  ~Buffer() { std::free(data); }
+};
+
+thread_local Buffer kept;
+
+}  // namespace
+
+Workspace::Workspace(int threads, size_t bytes_per_thread) {
+  // Whole pages, so that slices share none, plus one cache line: slices a multiple of 4 KiB apart would compete for
+  // the same cache sets.
+  stride_ = (bytes_per_thread + kPage - 1) / kPage * kPage + 64;
+  const size_t bytes = stride_ * static_cast<size_t>(threads);
+  own_ = kept.leased;
+  if (own_) {
+    base_ = allocate(bytes);
+    return;
+  }
+  if (bytes > kept.bytes) {
+    char* grown = allocate(bytes);
+    std::free(kept.data);
+    kept.data = grown;
+    kept.bytes = bytes;
+  }
+  kept.leased = true;
+  base_ = kept.data;
+}
+
+Workspace::~Workspace() {
+  if (own_) {
+    std::free(base_);
+  } else {
+    kept.leased = false;
+  }
+}
+
+}  // namespace fastmha

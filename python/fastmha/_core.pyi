@@ -1,0 +1,117 @@
+"""The compiled core: argument-checked entry points behind :mod:`fastmha`.
+
+Every function takes its arguments by position, checks them, releases the GIL while it computes and never keeps a
+reference to an array. The documented functions are in :mod:`fastmha.functional`, :mod:`fastmha.cache` and
+:mod:`fastmha.nn`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+__version__: str
+
+def scaled_dot_product_attention(
+    query: Float32,
+    key: Float32,
+    value: Float32,
+    attn_mask: NDArray[np.bool_] | Float32 | None,
+    is_causal: bool,
+    scale: float | None,
+    key_lengths: NDArray[np.integer[Any]] | Sequence[int] | None,
+    query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
+    window: tuple[int | None, int | None] | None,
+    alibi_slopes: Float32 | None,
+    softcap: float,
+    return_weights: bool,
+    return_lse: bool,
+    out: Float32 | None,
+) -> Any: ...
+def varlen_attention(
+    query: Float32,
+    key: Float32,
+    value: Float32,
+    cu_seqlens_q: NDArray[np.integer[Any]] | Sequence[int],
+    cu_seqlens_k: NDArray[np.integer[Any]] | Sequence[int] | None,
+    is_causal: bool,
+    scale: float | None,
+    query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
+    window: tuple[int | None, int | None] | None,
+    alibi_slopes: Float32 | None,
+    softcap: float,
+    return_weights: bool,
+    return_lse: bool,
+    out: Float32 | None,
+) -> Any: ...
+def kv_cache_append(
+    key_cache: Float32,
+    value_cache: Float32,
+    lengths: NDArray[np.int64],
+    key: Float32,
+    value: Float32,
+    new_lengths: NDArray[np.integer[Any]] | Sequence[int] | None,
+) -> None:
+    """Copy ``key`` and ``value`` (B, Hkv, T, E) behind the rows that each sequence holds, then advance ``lengths``."""
+
+def attention_with_kvcache(
+    query: Float32,
+    key_cache: Float32,
+    value_cache: Float32,
+    lengths: NDArray[np.int64],
+    key: Float32 | None,
+    value: Float32 | None,
+    is_causal: bool,
+    scale: float | None,
+    window: tuple[int | None, int | None] | None,
+    alibi_slopes: Float32 | None,
+    softcap: float,
+    out: Float32 | None,
+) -> Float32:
+    """Append ``key`` and ``value`` when given, then attend with query_offset = lengths - q_len."""
+
+class PackedLinear:
+    """A weight (out_features, in_features) packed into panels, with its bias and activation."""
+
+    def __init__(self, weight: Float32, bias: Float32 | None, activation: str | None) -> None: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def activation(self) -> str | None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __call__(self, x: Float32, residual: Float32 | None, out: Float32 | None) -> Float32:
+        """activation(x @ weight.T + bias) + residual for x (..., in_features)."""
+
+    def unpack(self) -> Float32:
+        """The weight again, (out_features, in_features), bit for bit what was packed."""
+
+def layer_norm(
+    x: Float32,
+    weight: Float32,
+    bias: Float32 | None,
+    eps: float,
+    residual: Float32 | None,
+    out: Float32 | None,
+) -> Float32: ...
+def rms_norm(
+    x: Float32, weight: Float32, eps: float, residual: Float32 | None, out: Float32 | None
+) -> Float32: ...
+def softmax(x: Float32, out: Float32 | None) -> Float32: ...
+def activation(name: str, x: Float32, out: Float32 | None) -> Float32:
+    """``name`` is one of relu, gelu, gelu_tanh, silu."""
+
+def exp(x: Float32) -> Float32:
+    """The vectorised exponential that the kernels use, for tests of its error bound."""
+
+def set_num_threads(num_threads: int) -> None: ...
+def get_num_threads() -> int: ...
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def build_info() -> dict[str, Any]:
+    """version, compiler, build_type, isa, available_isas, num_threads, openmp (bool), cpu."""
