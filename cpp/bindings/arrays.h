@@ -1,0 +1,234 @@
+// NumPy arrays in, views out: every check of a Python argument's type, dtype and layout.
+//
+// An array whose last axis is contiguous is viewed where it lies, whatever its other strides; any other one is copied
+// first. A wrong type or dtype is a TypeError that shows the cast; nothing is cast silently.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../src/check.h"
+#include "fastmha/types.h"
+
+namespace fastmha::python {
+
+namespace py = pybind11;
+
+inline std::string type_name(py::handle object) {
+  return py::cast<std::string>(py::type::handle_of(object).attr("__name__"));
+}
+
+inline py::array checked_array(const char* op, const char* name, py::handle object) {
+  if (!py::isinstance<py::array>(object)) {
+    throw py::type_error(concat(op, ": ", name, " must be a numpy.ndarray, got ", type_name(object),
+                                "; convert it: np.asarray(", name, ", dtype=np.float32)"));
+  }
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+inline bool is_float32(const py::array& array) {
+  return array.dtype().num() == py::detail::npy_api::NPY_FLOAT_ && array.dtype().byteorder() == '=';
+}
+
+inline bool is_bool(const py::array& array) { return array.dtype().num() == py::detail::npy_api::NPY_BOOL_; }
+
+inline void require_float32(const char* op, const char* name, const py::array& array) {
+  if (is_float32(array)) return;
+  throw py::type_error(concat(op, ": ", name, " must be float32, got ", py::cast<std::string>(py::str(array.dtype())),
+                              "; cast it: ", name, ".astype(np.float32)"));
+}
+
+inline std::string shape_text(const py::array& array) {
+  return py::cast<std::string>(py::str(array.attr("shape")));
+}
+
+// Whether kernels can read the array in place: whole elements apart, aligned, last axis without gaps.
+inline bool viewable(const py::array& array) {
+  const auto item = static_cast<py::ssize_t>(array.itemsize());
+  if (reinterpret_cast<uintptr_t>(array.data()) % item != 0) return false;
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    if (array.strides(i) % item != 0) return false;
+  }
+  if (array.ndim() == 0) return true;
+  const py::ssize_t last = array.ndim() - 1;
+  return array.strides(last) == item || array.shape(last) <= 1;
+}
+
+template <class T, class Pointer>
+View<T> view_of(const py::array& array, Pointer data) {
+  View<T> view;
+  view.data = data;
+  view.rank = static_cast<int>(array.ndim());
+  for (int i = 0; i < view.rank; ++i) {
+    view.shape[i] = array.shape(i);
+    view.strides[i] = array.strides(i) / array.itemsize();
+  }
+  return view;
+}
+
+// An input that stays alive as long as its view is used.
+struct Input {
+  py::array array;
+  ConstView view;
+};
+
+inline py::array contiguous_copy(const py::array& array) {
+  return py::reinterpret_steal<py::array>(py::module_::import("numpy").attr("ascontiguousarray")(array).release());
+}
+
+// A float32 array of min_rank to max_rank axes.
+inline Input float_input(const char* op, const char* name, py::handle object, int min_rank, int max_rank = -1) {
+  if (max_rank < 0) max_rank = min_rank;
+  py::array array = checked_array(op, name, object);
+  require_float32(op, name, array);
+  FASTMHA_CHECK(array.ndim() >= min_rank && array.ndim() <= max_rank, op, ": ", name, " must have ", min_rank,
+                min_rank == max_rank ? "" : concat(" to ", max_rank), " axes, got shape ", shape_text(array));
+  if (!viewable(array)) array = contiguous_copy(array);
+  ConstView view = view_of<const float>(array, static_cast<const float*>(array.data()));
+  return {std::move(array), view};
+}
+
+// The same, with all axes but the last folded into one: (rows, features).
+inline Input rows_input(const char* op, const char* name, py::handle object) {
+  py::array array = checked_array(op, name, object);
+  require_float32(op, name, array);
+  FASTMHA_CHECK(array.ndim() >= 1, op, ": ", name, " must have at least 1 axis, got a scalar");
+  const auto foldable = [](const py::array& a) {
+    for (py::ssize_t i = 0; i + 2 < a.ndim(); ++i) {
+      if (a.shape(i) > 1 && a.strides(i) != a.strides(i + 1) * a.shape(i + 1)) return false;
+    }
+    return true;
+  };
+  if (!viewable(array) || !foldable(array)) array = contiguous_copy(array);
+  ConstView view;
+  view.data = static_cast<const float*>(array.data());
+  view.rank = 2;
+  const py::ssize_t last = array.ndim() - 1;
+  view.shape[0] = 1;
+  for (py::ssize_t i = 0; i < last; ++i) view.shape[0] *= array.shape(i);
+  view.shape[1] = array.shape(last);
+  view.strides[0] = last > 0 ? array.strides(last - 1) / array.itemsize() : 0;
+  view.strides[1] = 1;
+  return {std::move(array), view};
+}
+
+// Bytes that an array touches: [first, last).
+struct Extent {
+  const char* first;
+  const char* last;
+};
+
+inline Extent extent_of(const py::array& array) {
+  const char* first = static_cast<const char*>(array.data());
+  const char* last = first;
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    if (array.shape(i) == 0) return {first, first};
+    const py::ssize_t reach = array.strides(i) * (array.shape(i) - 1);
+    (reach < 0 ? first : last) += reach;
+  }
+  return {first, last + array.itemsize()};
+}
+
+inline bool shares_memory(const py::array& a, const py::array& b) {
+  const Extent x = extent_of(a), y = extent_of(b);
+  if (x.last <= y.first || y.last <= x.first) return false;
+  // Interleaved views (columns of one matrix) overlap in extent alone; NumPy's own test knows.
+  try {
+    return py::cast<bool>(py::module_::import("numpy").attr("shares_memory")(a, b, py::arg("max_work") = 10000));
+  } catch (py::error_already_set&) {
+    return true;  // too hard to decide: treat as shared
+  }
+}
+
+// out: a new array of that shape, or the caller's, which must be exactly right.
+struct Output {
+  py::array array;
+  MutableView view;
+};
+
+inline Output float_output(const char* op, py::handle out, const std::vector<py::ssize_t>& shape,
+                           const std::vector<const py::array*>& inputs, const char* name = "out") {
+  py::array array;
+  if (out.is_none()) {
+    array = py::array_t<float>(shape);
+  } else {
+    array = checked_array(op, name, out);
+    require_float32(op, name, array);
+    bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+    for (size_t i = 0; same && i < shape.size(); ++i) same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
+    FASTMHA_CHECK(same, op, ": ", name, " must have shape ",
+                  py::cast<std::string>(py::str(py::tuple(py::cast(shape)))), ", got ", shape_text(array));
+    FASTMHA_CHECK(array.writeable(), op, ": ", name, " must be writeable, got a read-only array");
+    FASTMHA_CHECK(viewable(array), op, ": ", name, " must be aligned with a contiguous last axis; pass a ",
+                  "C-contiguous array and copy from it");
+    for (const py::array* input : inputs) {
+      FASTMHA_CHECK(!shares_memory(array, *input), op, ": ", name,
+                    " must not share memory with an input; pass an array of its own");
+    }
+  }
+  MutableView view;
+  if (array.ndim() <= kMaxRank) view = view_of<float>(array, static_cast<float*>(array.mutable_data()));
+  return {std::move(array), view};
+}
+
+// Whole numbers from an integer array or a sequence of ints, copied (the caller may change his while we compute).
+inline std::vector<int64_t> index_input(const char* op, const char* name, py::handle object) {
+  py::object numbers = py::reinterpret_borrow<py::object>(object);
+  if (!py::isinstance<py::array>(object)) {
+    if (!py::isinstance<py::sequence>(object) || py::isinstance<py::str>(object)) {
+      throw py::type_error(concat(op, ": ", name, " must be an integer array or a sequence of ints, got ",
+                                  type_name(object)));
+    }
+    numbers = py::module_::import("numpy").attr("asarray")(object);
+  }
+  const py::array array = py::reinterpret_borrow<py::array>(numbers);
+  const char kind = array.dtype().kind();
+  if (kind != 'i' && kind != 'u' && array.size() > 0) {
+    throw py::type_error(concat(op, ": ", name, " must be integers, got ",
+                                py::cast<std::string>(py::str(array.dtype())), "; cast it: ", name,
+                                ".astype(np.int64)"));
+  }
+  FASTMHA_CHECK(array.ndim() == 1, op, ": ", name, " must have 1 axis, got shape ", shape_text(array));
+  const auto wide = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
+  return std::vector<int64_t>(wide.data(), wide.data() + wide.size());
+}
+
+inline bool is_integer(py::handle object) {
+  return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr()) && !py::isinstance<py::array>(object);
+}
+
+inline int64_t integer(const char* op, const char* name, py::handle object) {
+  if (!is_integer(object)) {
+    throw py::type_error(concat(op, ": ", name, " must be an int, got ", type_name(object)));
+  }
+  const Py_ssize_t value = PyNumber_AsSsize_t(object.ptr(), PyExc_OverflowError);
+  if (value == -1 && PyErr_Occurred()) {
+    PyErr_Clear();
+    throw std::invalid_argument(concat(op, ": ", name, " does not fit 64 bits"));
+  }
+  return value;
+}
+
+inline double number(const char* op, const char* name, py::handle object) {
+  const double value = PyBool_Check(object.ptr()) ? (PyErr_SetString(PyExc_TypeError, ""), -1.0)
+                                                   : PyFloat_AsDouble(object.ptr());
+  if (value == -1.0 && PyErr_Occurred()) {
+    PyErr_Clear();
+    throw py::type_error(concat(op, ": ", name, " must be a number, got ", type_name(object)));
+  }
+  return value;
+}
+
+inline bool flag(const char* op, const char* name, py::handle object) {
+  if (object.ptr() == Py_True) return true;
+  if (object.ptr() == Py_False) return false;
+  if (type_name(object) == "bool" || type_name(object) == "bool_") return PyObject_IsTrue(object.ptr()) == 1;
+  throw py::type_error(concat(op, ": ", name, " must be a bool, got ", type_name(object)));
+}
+
+}  // namespace fastmha::python

@@ -1,0 +1,73 @@
+// What the attention kernels take and which of them an instruction set has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastmha {
+
+enum class MaskKind : int32_t { kNone, kBool, kFloat };
+
+// One head of one sequence. Strides are in elements and may be anything; the last axis of query, key, value and out
+// is contiguous. Query i sees key j when all of these hold:
+//   0 <= j < kv_len,   i + offset - left <= j <= i + offset + right,   mask(i, j) is neither false nor -infinity.
+// Causal attention is right = 0. Open sides are kOpenSide. Scores are kept in units of log2, so that the softmax
+// needs exp2 and no multiplication: scale, softcap and slope come multiplied by log2(e).
+struct AttentionHead {
+  static constexpr int64_t kOpenSide = int64_t{1} << 48;
+
+  const float* query = nullptr;
+  const float* key = nullptr;
+  const float* value = nullptr;
+  float* out = nullptr;
+  int64_t query_stride = 0, key_stride = 0, value_stride = 0, out_stride = 0;  // from row to row
+  int64_t q_len = 0, kv_len = 0, head_dim = 0, value_dim = 0;
+
+  int64_t offset = 0, left = kOpenSide, right = kOpenSide;
+  float scale = 1.0f;
+  float softcap = 0.0f;  // 0: none
+  float slope = 0.0f;    // ALiBi: -slope * |i + offset - j|
+
+  const void* mask = nullptr;
+  MaskKind mask_kind = MaskKind::kNone;
+  int64_t mask_query_stride = 0, mask_key_stride = 0;
+
+  float* weights = nullptr;  // (q_len, kv_len), or null
+  int64_t weights_stride = 0;
+  float* lse = nullptr;  // (q_len,), or null
+  int64_t lse_stride = 0;
+};
+
+// A group of query heads that share one key/value head, one query each.
+struct DecodeGroup {
+  const AttentionHead* heads = nullptr;  // key, value, kv_len, offset and window are the same in all
+  int64_t count = 0;
+};
+
+struct AttentionKernels {
+  const char* name;
+  int bq;  // queries per panel: two registers of lanes
+  int bk;  // keys per block of the online softmax, counted from key 0
+  // Floats of scratch that `panel` needs.
+  size_t (*panel_scratch)(int64_t head_dim, int64_t value_dim);
+  // Attention of queries [first, min(first + bq, q_len)) over all their keys, written to out (and weights, lse).
+  void (*panel)(const AttentionHead& head, int64_t first, float* scratch);
+
+  int split;  // keys per piece of a single query's attention, counted from key 0
+  size_t (*decode_scratch)(int64_t heads, int64_t value_dim);
+  // Keys [split * index, split * (index + 1)) for the one query of each head in the group. state: per head
+  // max, sum, out[value_dim], of stride 2 + value_dim.
+  void (*decode)(const DecodeGroup& group, int64_t index, float* state, float* scratch);
+  // left <- left merged with right, both as `decode` writes them.
+  void (*decode_merge)(float* left, const float* right, int64_t value_dim);
+  // state -> out, lse, and weights (which hold log2 scores until then).
+  void (*decode_finish)(const AttentionHead& head, const float* state);
+};
+
+extern "C" {
+extern const AttentionKernels fastmha_attention_generic;
+extern const AttentionKernels fastmha_attention_avx2;
+extern const AttentionKernels fastmha_attention_avx512;
+}
+
+}  // namespace fastmha
