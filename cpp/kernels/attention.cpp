@@ -1,0 +1,775 @@
+// Attention for one panel of queries: online softmax over blocks of keys, computed transposed.
+//
+// Lanes are queries. A panel of bq = 2 registers of queries is transposed once (and multiplied by the scale); then
+// keys and values are read as scalars from row-major memory, so neither is packed or copied, for grouped heads
+// included:
+//
+//   S^T[key][lane]  = sum over d of K[key][d] * Q^T[d][lane]        keys down the rows, queries across the lanes
+//   m, P^T, sum     = lane-vertical, no shuffles
+//   O^T[d][lane]   += sum over keys of V[key][d] * P^T[key][lane]
+//
+// What this buys beside speed: a lane's arithmetic does not depend on the other lanes, on where a tile starts or on
+// how high it is. Blocks of bk keys count from key 0. So a query's result depends on its own visible keys alone, bit
+// for bit, whatever panel, batch, padding or thread it is in.
+//
+// A masked (query, key) pair never contributes: its score is replaced (not biased) by -infinity, whose weight is
+// exactly 0, and where a masked value row might hold NaN or infinity (0 * NaN is NaN) the product is skipped by
+// selection.
+#include "attention.h"
+
+#include "math.h"
+
+namespace fastmha {
+namespace {
+
+constexpr int kLanes = Vec::kLanes;
+constexpr int kBq = 2 * kLanes;
+// 128 keys of 64 floats are 32 KiB: K, then V, of a block stays in the first-level cache. 256 measured the same.
+constexpr int kBk = 128;
+// Rows of a register tile: 14 x 2 accumulators, 2 operands and a broadcast fill 32 registers; 6 x 2 fill 16.
+constexpr int kTileRows = Vec::kRegisters == 32 ? 14 : 6;
+
+FASTMHA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTMHA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---- register tiles -------------------------------------------------------------------------------------------------
+
+// out[row][lane] = sum over k of rows[row * stride + k] * columns[k][lane]
+template <int Rows, int Vecs>
+void score_tile(const float* rows, int64_t stride, const float* columns, int64_t depth, float* out) {
+  Vec acc[Rows][Vecs];
+  FASTMHA_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) acc[r][v] = Vec::zero();
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec column[Vecs];
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) column[v] = Vec::load(columns + k * kBq + v * kLanes);
+    FASTMHA_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const Vec scalar = Vec::set1(rows[r * stride + k]);
+      FASTMHA_UNROLL
+      for (int v = 0; v < Vecs; ++v) acc[r][v] = fma(scalar, column[v], acc[r][v]);
+    }
+  }
+  FASTMHA_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) acc[r][v].store(out + r * kBq + v * kLanes);
+  }
+}
+
+// out[row][lane] = alpha[lane] * out[row][lane] + sum over keys of values[key * stride + row] * weights[key][lane]
+template <int Rows, int Vecs>
+void output_tile(const float* values, int64_t stride, const float* weights, int64_t keys, const float* alpha,
+                 float* out) {
+  Vec acc[Rows][Vecs];
+  FASTMHA_UNROLL
+  for (int v = 0; v < Vecs; ++v) {
+    const Vec scale = Vec::load(alpha + v * kLanes);
+    FASTMHA_UNROLL
+    for (int r = 0; r < Rows; ++r) acc[r][v] = Vec::load(out + r * kBq + v * kLanes) * scale;
+  }
+  for (int64_t key = 0; key < keys; ++key) {
+    Vec weight[Vecs];
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) weight[v] = Vec::load(weights + key * kBq + v * kLanes);
+    const float* row = values + key * stride;
+    FASTMHA_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const Vec scalar = Vec::set1(row[r]);
+      FASTMHA_UNROLL
+      for (int v = 0; v < Vecs; ++v) acc[r][v] = fma(scalar, weight[v], acc[r][v]);
+    }
+  }
+  FASTMHA_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) acc[r][v].store(out + r * kBq + v * kLanes);
+  }
+}
+
+using ScoreTile = void (*)(const float*, int64_t, const float*, int64_t, float*);
+using OutputTile = void (*)(const float*, int64_t, const float*, int64_t, const float*, float*);
+
+// One kernel per height, so that rows can be shared out evenly: 128 keys are 8 x 13 + 2 x 12 and leave no ragged tail.
+template <int Vecs>
+struct Tiles;
+#define FASTMHA_TILES_LOW(kernel, vecs)                                                              \
+  kernel<1, vecs>, kernel<1, vecs>, kernel<2, vecs>, kernel<3, vecs>, kernel<4, vecs>, kernel<5, vecs>, \
+      kernel<6, vecs>
+#if defined(FASTMHA_KERNEL_ISA_AVX512)
+#define FASTMHA_TILES(kernel, vecs)                                                                          \
+  FASTMHA_TILES_LOW(kernel, vecs), kernel<7, vecs>, kernel<8, vecs>, kernel<9, vecs>, kernel<10, vecs>,      \
+      kernel<11, vecs>, kernel<12, vecs>, kernel<13, vecs>, kernel<14, vecs>
+#else
+#define FASTMHA_TILES(kernel, vecs) FASTMHA_TILES_LOW(kernel, vecs)
+#endif
+template <>
+struct Tiles<1> {
+  static constexpr ScoreTile kScore[] = {FASTMHA_TILES(score_tile, 1)};
+  static constexpr OutputTile kOutput[] = {FASTMHA_TILES(output_tile, 1)};
+};
+template <>
+struct Tiles<2> {
+  static constexpr ScoreTile kScore[] = {FASTMHA_TILES(score_tile, 2)};
+  static constexpr OutputTile kOutput[] = {FASTMHA_TILES(output_tile, 2)};
+};
+
+// Rows in even tiles of at most kTileRows: the first `high` tiles have `rows + 1` rows, the others `rows`.
+struct EvenTiles {
+  int64_t count, rows, high;
+  explicit FASTMHA_INLINE EvenTiles(int64_t total)
+      : count((total + kTileRows - 1) / kTileRows), rows(total / count), high(total % count) {}
+  FASTMHA_INLINE int64_t height(int64_t tile) const { return rows + (tile < high ? 1 : 0); }
+};
+
+// ---- one panel ------------------------------------------------------------------------------------------------------
+
+// Scratch and state of a panel. All but `visible` are [row][kBq lanes].
+struct Panel {
+  const AttentionHead& head;
+  int64_t first;    // its first query
+  int rows;         // its queries, 1 .. kBq
+  int64_t key_low;  // keys that any of its queries may see: [key_low, key_high)
+  int64_t key_high;
+  float* query;       // [head_dim]
+  float* out;         // [value_dim]
+  float* score;       // [kBk]: scores, then weights
+  float* bias;        // [kBk]: the float mask
+  float* max;         // [1]
+  float* sum;         // [1]
+  float* alpha;       // [1]: what earlier blocks are rescaled by
+  uint32_t* visible;  // [kBk] words: bit r is set when query r sees the key
+
+  FASTMHA_INLINE int64_t low_of(int64_t row) const { return larger(0, first + row + head.offset - head.left); }
+  FASTMHA_INLINE int64_t high_of(int64_t row) const {
+    return larger(0, smaller(head.kv_len, first + row + head.offset + head.right + 1));
+  }
+};
+
+size_t panel_scratch(int64_t head_dim, int64_t value_dim) {
+  return static_cast<size_t>(kBq) * static_cast<size_t>(head_dim + value_dim + 2 * kBk + 3) + kBk;
+}
+
+Panel make_panel(const AttentionHead& head, int64_t first, float* scratch) {
+  Panel p{head, first, static_cast<int>(smaller(kBq, head.q_len - first)), 0, 0, nullptr, nullptr, nullptr,
+          nullptr, nullptr, nullptr, nullptr, nullptr};
+  // Both bounds grow with the row.
+  p.key_low = p.low_of(0);
+  p.key_high = p.high_of(p.rows - 1);
+  p.query = scratch;
+  p.out = p.query + head.head_dim * kBq;
+  p.score = p.out + head.value_dim * kBq;
+  p.bias = p.score + kBk * kBq;
+  p.max = p.bias + kBk * kBq;
+  p.sum = p.max + kBq;
+  p.alpha = p.sum + kBq;
+  p.visible = reinterpret_cast<uint32_t*>(p.alpha + kBq);
+  return p;
+}
+
+// to[column][lane] = factor * from[lane * stride + column], lanes past `rows` zero.
+template <int Vecs>
+void transpose_in(const float* from, int64_t stride, int rows, int64_t columns, float factor, float* to) {
+  const Vec scale = Vec::set1(factor);
+  for (int v = 0; v < Vecs; ++v) {
+    const int live = rows - v * kLanes < 0 ? 0 : (rows - v * kLanes < kLanes ? rows - v * kLanes : kLanes);
+    for (int64_t column = 0; column < columns; column += kLanes) {
+      const int width = static_cast<int>(smaller(kLanes, columns - column));
+      const float* corner = from + v * kLanes * stride + column;
+      Vec block[kLanes];
+      if (live == kLanes && width == kLanes) {
+        FASTMHA_UNROLL
+        for (int r = 0; r < kLanes; ++r) block[r] = Vec::load(corner + r * stride);
+      } else {
+        FASTMHA_UNROLL
+        for (int r = 0; r < kLanes; ++r) block[r] = r < live ? Vec::load_n(corner + r * stride, width) : Vec::zero();
+      }
+      transpose(block);
+      for (int c = 0; c < width; ++c) (block[c] * scale).store(to + (column + c) * kBq + v * kLanes);
+    }
+  }
+}
+
+// to[lane * stride + column] = from[column][lane] for lanes below `rows`.
+template <int Vecs>
+void transpose_out(const float* from, int64_t columns, int rows, float* to, int64_t stride) {
+  for (int v = 0; v < Vecs; ++v) {
+    const int live = rows - v * kLanes < 0 ? 0 : (rows - v * kLanes < kLanes ? rows - v * kLanes : kLanes);
+    for (int64_t column = 0; column < columns; column += kLanes) {
+      const int width = static_cast<int>(smaller(kLanes, columns - column));
+      float* corner = to + v * kLanes * stride + column;
+      Vec block[kLanes];
+      FASTMHA_UNROLL
+      for (int c = 0; c < kLanes; ++c) {
+        block[c] = c < width ? Vec::load(from + (column + c) * kBq + v * kLanes) : Vec::zero();
+      }
+      transpose(block);
+      if (width == kLanes) {
+        for (int r = 0; r < live; ++r) block[r].store(corner + r * stride);
+      } else {
+        for (int r = 0; r < live; ++r) block[r].store_n(corner + r * stride, width);
+      }
+    }
+  }
+}
+
+// ---- masks ----------------------------------------------------------------------------------------------------------
+
+// Bits [from, to) of a word, both clamped to the panel.
+FASTMHA_INLINE uint32_t bit_range(int64_t from, int64_t to) {
+  from = larger(0, from);
+  to = smaller(32, to);
+  if (from >= to) return 0;
+  return static_cast<uint32_t>(((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1));
+}
+
+// The queries that may see key j by position: i + offset - left <= j <= i + offset + right.
+void visible_by_position(const Panel& p, int64_t key, int64_t keys) {
+  const AttentionHead& head = p.head;
+  for (int64_t j = 0; j < keys; ++j) {
+    const int64_t relative = key + j - head.offset - p.first;
+    p.visible[j] = bit_range(relative - head.right, smaller(p.rows, relative + head.left + 1));
+  }
+}
+
+void hide_by_bool_mask(const Panel& p, int64_t key, int64_t keys) {
+  const AttentionHead& head = p.head;
+  const auto* mask = static_cast<const uint8_t*>(head.mask) + p.first * head.mask_query_stride +
+                     key * head.mask_key_stride;
+  if (head.mask_query_stride == 0) {  // a mask of keys alone
+    for (int64_t j = 0; j < keys; ++j) p.visible[j] = mask[j * head.mask_key_stride] ? p.visible[j] : 0;
+    return;
+  }
+  uint32_t seen[kBk] = {};
+  for (int r = 0; r < p.rows; ++r) {
+    const uint8_t* row = mask + r * head.mask_query_stride;
+    if (head.mask_key_stride == 1) {
+      for (int64_t j = 0; j < keys; ++j) seen[j] |= static_cast<uint32_t>(row[j] != 0) << r;
+    } else {
+      for (int64_t j = 0; j < keys; ++j) seen[j] |= static_cast<uint32_t>(row[j * head.mask_key_stride] != 0) << r;
+    }
+  }
+  for (int64_t j = 0; j < keys; ++j) p.visible[j] &= seen[j];
+}
+
+// A float mask in units of log2. A finite one stays finite: the lowest float, a common way to say "masked", times
+// log2(e) would overflow to the -infinity that hides a key.
+FASTMHA_INLINE Vec mask_to_log2(Vec mask) {
+  return max(Vec::set1(-__FLT_MAX__), mask * Vec::set1(kLog2e));
+}
+
+// bias[key][lane] = log2(e) * mask; -infinity hides the key.
+template <int Vecs>
+void load_float_mask(const Panel& p, int64_t key, int64_t keys) {
+  const AttentionHead& head = p.head;
+  const float* mask =
+      static_cast<const float*>(head.mask) + p.first * head.mask_query_stride + key * head.mask_key_stride;
+  if (head.mask_query_stride == 0) {
+    for (int64_t j = 0; j < keys; ++j) {
+      const Vec scalar = Vec::set1(mask[j * head.mask_key_stride]);
+      for (int v = 0; v < Vecs; ++v) scalar.store(p.bias + j * kBq + v * kLanes);
+    }
+  } else if (head.mask_key_stride == 1) {
+    transpose_in<Vecs>(mask, head.mask_query_stride, p.rows, keys, 1.0f, p.bias);
+  } else {
+    for (int64_t j = 0; j < keys; ++j) {
+      for (int r = 0; r < Vecs * kLanes; ++r) {
+        p.bias[j * kBq + r] = r < p.rows ? mask[r * head.mask_query_stride + j * head.mask_key_stride] : 0.0f;
+      }
+    }
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    uint32_t hides = 0;
+    for (int v = 0; v < Vecs; ++v) {
+      float* at = p.bias + j * kBq + v * kLanes;
+      const Vec bias = Vec::load(at);
+      hides |= to_bits(equal(bias, Vec::set1(-kInfinity))) << (v * kLanes);
+      mask_to_log2(bias).store(at);
+    }
+    p.visible[j] &= ~hides;
+  }
+}
+
+// Whether every query of the panel sees every key of [key, key + keys) by position.
+FASTMHA_INLINE bool all_visible_by_position(const Panel& p, int64_t key, int64_t keys) {
+  return p.low_of(p.rows - 1) <= key && key + keys <= p.high_of(0);
+}
+
+// ---- one block of keys ----------------------------------------------------------------------------------------------
+
+template <int Vecs>
+void compute_scores(const Panel& p, int64_t key, int64_t keys) {
+  const AttentionHead& head = p.head;
+  const EvenTiles tiles(keys);
+  int64_t row = 0;
+  for (int64_t tile = 0; tile < tiles.count; ++tile) {
+    const int64_t height = tiles.height(tile);
+    Tiles<Vecs>::kScore[height](head.key + (key + row) * head.key_stride, head.key_stride, p.query, head.head_dim,
+                                p.score + row * kBq);
+    row += height;
+  }
+}
+
+// softcap * tanh(s / softcap), then -slope * |i + offset - j|, then + mask.
+template <int Vecs>
+void modify_scores(const Panel& p, int64_t key, int64_t keys) {
+  const AttentionHead& head = p.head;
+  float lane_index[kBq];
+  for (int r = 0; r < kBq; ++r) lane_index[r] = static_cast<float>(r);
+  const Vec cap = Vec::set1(head.softcap), inverse_cap = Vec::set1(head.softcap != 0 ? 1.0f / head.softcap : 0.0f);
+  const Vec slope = Vec::set1(head.slope);
+  for (int64_t j = 0; j < keys; ++j) {
+    // Position of the panel's first query relative to the key; exact in float up to 2^24.
+    const Vec distance = Vec::set1(static_cast<float>(p.first + head.offset - (key + j)));
+    for (int v = 0; v < Vecs; ++v) {
+      float* at = p.score + j * kBq + v * kLanes;
+      Vec s = Vec::load(at);
+      if (head.softcap != 0) s = cap * tanh(s * inverse_cap);
+      if (head.slope != 0) s = fnma(slope, abs(distance + Vec::load(lane_index + v * kLanes)), s);
+      if (head.mask_kind == MaskKind::kFloat) s = s + Vec::load(p.bias + j * kBq + v * kLanes);
+      s.store(at);
+    }
+  }
+}
+
+template <int Vecs>
+void hide_scores(const Panel& p, int64_t keys) {
+  const Vec hidden = Vec::set1(-kInfinity);
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int v = 0; v < Vecs; ++v) {
+      float* at = p.score + j * kBq + v * kLanes;
+      select(Mask::from_bits(p.visible[j] >> (v * kLanes)), Vec::load(at), hidden).store(at);
+    }
+  }
+}
+
+// Final scores of keys [key, key + keys), hidden ones -infinity. Returns whether any was hidden; *any_visible tells
+// whether anything is left to do.
+template <int Vecs>
+bool score_block(const Panel& p, int64_t key, int64_t keys, bool* any_visible) {
+  const AttentionHead& head = p.head;
+  *any_visible = true;
+  const bool partial = head.mask_kind != MaskKind::kNone || !all_visible_by_position(p, key, keys);
+  bool hides = false;
+  if (partial) {
+    visible_by_position(p, key, keys);
+    if (head.mask_kind == MaskKind::kBool) hide_by_bool_mask(p, key, keys);
+    if (head.mask_kind == MaskKind::kFloat) load_float_mask<Vecs>(p, key, keys);
+    const uint32_t all = bit_range(0, p.rows);
+    uint32_t seen_by_some = 0, seen_by_all = all;
+    for (int64_t j = 0; j < keys; ++j) {
+      seen_by_some |= p.visible[j];
+      seen_by_all &= p.visible[j];
+    }
+    *any_visible = (seen_by_some & all) != 0;
+    if (!*any_visible) return true;
+    hides = seen_by_all != all;
+  }
+  compute_scores<Vecs>(p, key, keys);
+  if (head.softcap != 0 || head.slope != 0 || head.mask_kind == MaskKind::kFloat) modify_scores<Vecs>(p, key, keys);
+  if (hides) hide_scores<Vecs>(p, keys);
+  return hides;
+}
+
+// m_new <- max(m, colmax(S^T));  P^T <- exp2(S^T - m_new);  alpha <- exp2(m - m_new);  l <- l * alpha + colsum(P^T)
+template <int Vecs>
+void softmax_block(const Panel& p, int64_t keys) {
+  Vec top[Vecs], sum[Vecs];
+  FASTMHA_UNROLL
+  for (int v = 0; v < Vecs; ++v) {
+    top[v] = Vec::load(p.max + v * kLanes);
+    sum[v] = Vec::zero();
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    // In this order a NaN score leaves the maximum alone; its own weight becomes NaN below.
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) top[v] = max(Vec::load(p.score + j * kBq + v * kLanes), top[v]);
+  }
+  FASTMHA_UNROLL
+  for (int v = 0; v < Vecs; ++v) {
+    const Vec old = Vec::load(p.max + v * kLanes);
+    top[v].store(p.max + v * kLanes);
+    // No key seen yet: -infinity - -infinity would be NaN, -infinity - 0 weighs nothing.
+    top[v] = select(equal(top[v], Vec::set1(-kInfinity)), Vec::zero(), top[v]);
+    exp2_small(old - top[v]).store(p.alpha + v * kLanes);
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) {
+      float* at = p.score + j * kBq + v * kLanes;
+      const Vec weight = exp2_small(Vec::load(at) - top[v]);
+      sum[v] = sum[v] + weight;
+      weight.store(at);
+    }
+  }
+  FASTMHA_UNROLL
+  for (int v = 0; v < Vecs; ++v) {
+    fma(Vec::load(p.sum + v * kLanes), Vec::load(p.alpha + v * kLanes), sum[v]).store(p.sum + v * kLanes);
+  }
+}
+
+// Whether rows [key, key + keys) of V are all finite: x * 0 is 0 for finite x and NaN else, and NaN sticks.
+bool values_are_finite(const AttentionHead& head, int64_t key, int64_t keys) {
+  Vec probe = Vec::zero();
+  for (int64_t j = 0; j < keys; ++j) {
+    const float* row = head.value + (key + j) * head.value_stride;
+    int64_t d = 0;
+    for (; d + kLanes <= head.value_dim; d += kLanes) probe = fma(Vec::load(row + d), Vec::zero(), probe);
+    if (d < head.value_dim) {
+      probe = fma(Vec::load_n(row + d, static_cast<int>(head.value_dim - d)), Vec::zero(), probe);
+    }
+  }
+  return to_bits(equal(probe, probe)) == bit_range(0, kLanes);
+}
+
+template <int Vecs>
+void add_values(const Panel& p, int64_t key, int64_t keys) {
+  const AttentionHead& head = p.head;
+  if (head.value_dim == 0) return;
+  const EvenTiles tiles(head.value_dim);
+  int64_t row = 0;
+  for (int64_t tile = 0; tile < tiles.count; ++tile) {
+    const int64_t height = tiles.height(tile);
+    Tiles<Vecs>::kOutput[height](head.value + key * head.value_stride + row, head.value_stride, p.score, keys,
+                                 p.alpha, p.out + row * kBq);
+    row += height;
+  }
+}
+
+// The same sums in the same order, but a masked value row is stepped over, not multiplied by 0.
+template <int Vecs>
+void add_visible_values(const Panel& p, int64_t key, int64_t keys) {
+  const AttentionHead& head = p.head;
+  for (int64_t d = 0; d < head.value_dim; ++d) {
+    for (int v = 0; v < Vecs; ++v) {
+      float* at = p.out + d * kBq + v * kLanes;
+      Vec acc = Vec::load(at) * Vec::load(p.alpha + v * kLanes);
+      for (int64_t j = 0; j < keys; ++j) {
+        const Vec value = Vec::set1(head.value[(key + j) * head.value_stride + d]);
+        const Vec weight = Vec::load(p.score + j * kBq + v * kLanes);
+        acc = select(Mask::from_bits(p.visible[j] >> (v * kLanes)), fma(value, weight, acc), acc);
+      }
+      acc.store(at);
+    }
+  }
+}
+
+// ---- results --------------------------------------------------------------------------------------------------------
+
+// O / l; a row that saw no key (l = 0) is zero.
+template <int Vecs>
+void write_output(const Panel& p) {
+  const AttentionHead& head = p.head;
+  FASTMHA_UNROLL
+  for (int v = 0; v < Vecs; ++v) {
+    const Vec sum = Vec::load(p.sum + v * kLanes);
+    const Vec inverse = select(equal(sum, Vec::zero()), Vec::zero(), Vec::set1(1.0f) / sum);
+    inverse.store(p.alpha + v * kLanes);
+    for (int64_t d = 0; d < head.value_dim; ++d) {
+      float* at = p.out + d * kBq + v * kLanes;
+      (Vec::load(at) * inverse).store(at);
+    }
+  }
+  transpose_out<Vecs>(p.out, head.value_dim, p.rows, head.out + p.first * head.out_stride, head.out_stride);
+}
+
+void write_lse(const Panel& p) {
+  for (int r = 0; r < p.rows; ++r) {
+    p.head.lse[(p.first + r) * p.head.lse_stride] =
+        p.sum[r] == 0.0f ? -kInfinity : p.max[r] * kLn2 + __builtin_logf(p.sum[r]);
+  }
+}
+
+// The probabilities need the final maximum and sum, so the scores are computed once more.
+template <int Vecs>
+void write_weights(const Panel& p) {
+  const AttentionHead& head = p.head;
+  for (int r = 0; r < p.rows; ++r) {
+    float* row = head.weights + (p.first + r) * head.weights_stride;
+    __builtin_memset(row, 0, static_cast<size_t>(head.kv_len) * sizeof(float));
+  }
+  for (int64_t block = p.key_low / kBk * kBk; block < p.key_high; block += kBk) {
+    const int64_t key = larger(block, p.key_low);
+    const int64_t keys = smaller(block + kBk, p.key_high) - key;
+    bool any_visible;
+    const bool hides = score_block<Vecs>(p, key, keys, &any_visible);
+    if (!any_visible) continue;
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) {
+      Vec top = Vec::load(p.max + v * kLanes);
+      top = select(equal(top, Vec::set1(-kInfinity)), Vec::zero(), top);
+      const Vec inverse = Vec::load(p.alpha + v * kLanes);  // as write_output left it
+      for (int64_t j = 0; j < keys; ++j) {
+        float* at = p.score + j * kBq + v * kLanes;
+        Vec weight = exp2_small(Vec::load(at) - top) * inverse;
+        // A NaN elsewhere in the row makes `inverse` NaN: masked weights stay 0.
+        if (hides) weight = select(Mask::from_bits(p.visible[j] >> (v * kLanes)), weight, Vec::zero());
+        weight.store(at);
+      }
+    }
+    transpose_out<Vecs>(p.score, keys, p.rows, head.weights + p.first * head.weights_stride + key,
+                        head.weights_stride);
+  }
+}
+
+template <int Vecs>
+void run_panel(Panel& p) {
+  const AttentionHead& head = p.head;
+  transpose_in<Vecs>(head.query + p.first * head.query_stride, head.query_stride, p.rows, head.head_dim, head.scale,
+                     p.query);
+  for (int v = 0; v < Vecs; ++v) {
+    Vec::set1(-kInfinity).store(p.max + v * kLanes);
+    Vec::zero().store(p.sum + v * kLanes);
+    for (int64_t d = 0; d < head.value_dim; ++d) Vec::zero().store(p.out + d * kBq + v * kLanes);
+  }
+  for (int64_t block = p.key_low / kBk * kBk; block < p.key_high; block += kBk) {
+    const int64_t key = larger(block, p.key_low);
+    const int64_t keys = smaller(block + kBk, p.key_high) - key;
+    bool any_visible;
+    const bool hides = score_block<Vecs>(p, key, keys, &any_visible);
+    if (!any_visible) continue;
+    softmax_block<Vecs>(p, keys);
+    if (hides && !values_are_finite(head, key, keys)) {
+      add_visible_values<Vecs>(p, key, keys);
+    } else {
+      add_values<Vecs>(p, key, keys);
+    }
+  }
+  write_output<Vecs>(p);
+  if (head.lse != nullptr) write_lse(p);
+  if (head.weights != nullptr) write_weights<Vecs>(p);
+}
+
+void panel(const AttentionHead& head, int64_t first, float* scratch) {
+  Panel p = make_panel(head, first, scratch);
+  // Half a panel of queries needs half the lanes; each lane's arithmetic is the same.
+  if (p.rows <= kLanes) {
+    run_panel<1>(p);
+  } else {
+    run_panel<2>(p);
+  }
+}
+
+// ---- one query per sequence -----------------------------------------------------------------------------------------
+//
+// Lanes are features: K and V rows stream through once, for all heads of a group, at the speed of memory. Pieces of
+// kSplit keys, counted from key 0, are computed apart (so that all cores can work on one sequence) and merged in
+// order.
+
+// 256 keys of 128 floats are 128 KiB of K: a few microseconds of streaming, enough to hide handing out a piece.
+constexpr int kSplit = 256;
+constexpr int kStateHeader = 2;  // max, sum, then the value_dim outputs
+
+size_t decode_scratch(int64_t heads, int64_t value_dim) {
+  (void)value_dim;
+  return static_cast<size_t>(heads) * kSplit + kSplit;
+}
+
+FASTMHA_INLINE Vec dot_step(const float* a, const float* b, int64_t width, Vec acc) {
+  return width >= kLanes ? fma(Vec::load(a), Vec::load(b), acc)
+                         : fma(Vec::load_n(a, static_cast<int>(width)), Vec::load_n(b, static_cast<int>(width)), acc);
+}
+
+FASTMHA_INLINE float dot(const float* a, const float* b, int64_t size) {
+  // Two chains: a head of 128 features is 8 steps, and other rows overlap with the rest of the latency.
+  Vec even = Vec::zero(), odd = Vec::zero();
+  int64_t d = 0;
+  for (; d + 2 * kLanes <= size; d += 2 * kLanes) {
+    even = fma(Vec::load(a + d), Vec::load(b + d), even);
+    odd = fma(Vec::load(a + d + kLanes), Vec::load(b + d + kLanes), odd);
+  }
+  if (d < size) even = dot_step(a + d, b + d, size - d, even);
+  d += kLanes;
+  if (d < size) odd = dot_step(a + d, b + d, size - d, odd);
+  return reduce_add(even + odd);
+}
+
+// Whether the query sees key j; the caller has applied the bounds by position.
+FASTMHA_INLINE bool key_visible(const AttentionHead& head, int64_t j) {
+  if (head.mask_kind == MaskKind::kBool) {
+    return static_cast<const uint8_t*>(head.mask)[j * head.mask_key_stride] != 0;
+  }
+  return head.mask_kind != MaskKind::kFloat ||
+         static_cast<const float*>(head.mask)[j * head.mask_key_stride] != -kInfinity;
+}
+
+// Final log2 scores of keys [key, key + keys) of one head, hidden ones -infinity.
+void decode_scores(const AttentionHead& head, int64_t key, int64_t keys, float* score) {
+  for (int64_t j = 0; j < keys; ++j) {
+    score[j] = head.scale * dot(head.query, head.key + (key + j) * head.key_stride, head.head_dim);
+  }
+  if (head.softcap != 0) {
+    const Vec cap = Vec::set1(head.softcap), inverse_cap = Vec::set1(1.0f / head.softcap);
+    for (int64_t j = 0; j < keys; j += kLanes) {  // score has room for whole registers
+      (cap * tanh(Vec::load(score + j) * inverse_cap)).store(score + j);
+    }
+  }
+  if (head.slope != 0) {
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t distance = head.offset - (key + j);
+      score[j] -= head.slope * static_cast<float>(distance < 0 ? -distance : distance);
+    }
+  }
+  if (head.mask_kind == MaskKind::kNone) return;
+  for (int64_t j = 0; j < keys; ++j) {
+    if (!key_visible(head, key + j)) {
+      score[j] = -kInfinity;
+    } else if (head.mask_kind == MaskKind::kFloat) {
+      const float mask = static_cast<const float*>(head.mask)[(key + j) * head.mask_key_stride];
+      const float bias = mask * kLog2e;
+      score[j] += bias == -kInfinity ? -__FLT_MAX__ : bias;  // as mask_to_log2
+    }
+  }
+}
+
+// Scores -> weights in place; returns their sum. Lanes past `keys` are set to -infinity first.
+void decode_softmax(float* score, int64_t keys, float* max_out, float* sum_out) {
+  const int64_t padded = (keys + kLanes - 1) / kLanes * kLanes;
+  for (int64_t j = keys; j < padded; ++j) score[j] = -kInfinity;
+  Vec top = Vec::set1(-kInfinity);
+  for (int64_t j = 0; j < padded; j += kLanes) top = max(Vec::load(score + j), top);
+  *max_out = reduce_max(top);
+  const Vec pivot = Vec::set1(*max_out == -kInfinity ? 0.0f : *max_out);
+  Vec sum = Vec::zero();
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Vec weight = exp2_small(Vec::load(score + j) - pivot);
+    sum = sum + weight;
+    weight.store(score + j);
+  }
+  *sum_out = reduce_add(sum);
+}
+
+// out[d] += sum over keys of weights[key] * V[key][d], Vecs registers of d at a time. Hidden keys are stepped over.
+template <int Vecs, bool Masked>
+void decode_values(const AttentionHead& head, const float* values, const float* weights, const uint8_t* visible,
+                   int64_t keys, int last_width, float* out) {
+  Vec acc[Vecs];
+  FASTMHA_UNROLL
+  for (int v = 0; v < Vecs; ++v) acc[v] = Vec::zero();
+  for (int64_t j = 0; j < keys; ++j) {
+    if (Masked && !visible[j]) continue;
+    const float* row = values + j * head.value_stride;
+    const Vec weight = Vec::set1(weights[j]);
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) {
+      const Vec value = v + 1 < Vecs || last_width == kLanes ? Vec::load(row + v * kLanes)
+                                                             : Vec::load_n(row + v * kLanes, last_width);
+      acc[v] = fma(weight, value, acc[v]);
+    }
+  }
+  FASTMHA_UNROLL
+  for (int v = 0; v < Vecs; ++v) {
+    if (v + 1 < Vecs || last_width == kLanes) {
+      acc[v].store(out + v * kLanes);
+    } else {
+      acc[v].store_n(out + v * kLanes, last_width);
+    }
+  }
+}
+
+template <bool Masked>
+void decode_output(const AttentionHead& head, int64_t key, int64_t keys, const float* weights, const uint8_t* visible,
+                   float* out) {
+  const float* values = head.value + key * head.value_stride;
+  int64_t d = 0;
+  for (; d + 8 * kLanes <= head.value_dim; d += 8 * kLanes) {
+    decode_values<8, Masked>(head, values + d, weights, visible, keys, kLanes, out + d);
+  }
+  for (; d + 4 * kLanes <= head.value_dim; d += 4 * kLanes) {
+    decode_values<4, Masked>(head, values + d, weights, visible, keys, kLanes, out + d);
+  }
+  for (; d < head.value_dim; d += kLanes) {
+    const int width = static_cast<int>(smaller(kLanes, head.value_dim - d));
+    decode_values<1, Masked>(head, values + d, weights, visible, keys, width, out + d);
+  }
+}
+
+void decode(const DecodeGroup& group, int64_t index, float* state, float* scratch) {
+  for (int64_t h = 0; h < group.count; ++h) {
+    const AttentionHead& head = group.heads[h];
+    float* header = state + h * (kStateHeader + head.value_dim);
+    float* out = header + kStateHeader;
+    float* score = scratch + h * kSplit;
+    auto* visible = reinterpret_cast<uint8_t*>(scratch + group.count * kSplit);
+
+    const int64_t low = larger(index * kSplit, larger(0, head.offset - head.left));
+    const int64_t high = smaller((index + 1) * kSplit, smaller(head.kv_len, head.offset + head.right + 1));
+    const int64_t keys = high - low;
+    header[0] = -kInfinity;
+    header[1] = 0.0f;
+    __builtin_memset(out, 0, static_cast<size_t>(head.value_dim) * sizeof(float));
+    if (keys <= 0) continue;
+
+    decode_scores(head, low, keys, score);
+    if (head.weights != nullptr) __builtin_memcpy(head.weights + low, score, static_cast<size_t>(keys) * sizeof(float));
+    decode_softmax(score, keys, &header[0], &header[1]);
+    if (head.mask_kind == MaskKind::kNone) {
+      decode_output<false>(head, low, keys, score, nullptr, out);
+    } else {
+      for (int64_t j = 0; j < keys; ++j) visible[j] = key_visible(head, low + j);
+      decode_output<true>(head, low, keys, score, visible, out);
+    }
+  }
+}
+
+// m <- max(m1, m2);  o <- o1 * exp2(m1 - m) + o2 * exp2(m2 - m);  l likewise
+void decode_merge(float* left, const float* right, int64_t value_dim) {
+  const float top = left[0] > right[0] ? left[0] : right[0];
+  const float pivot = top == -kInfinity ? 0.0f : top;
+  const Vec left_scale = exp2_small(Vec::set1(left[0] - pivot));
+  const Vec right_scale = exp2_small(Vec::set1(right[0] - pivot));
+  left[0] = top;
+  float scales[2][kLanes];
+  left_scale.store(scales[0]);
+  right_scale.store(scales[1]);
+  left[1] = left[1] * scales[0][0] + right[1] * scales[1][0];
+  for (int64_t d = 0; d < value_dim; d += kLanes) {
+    const int width = static_cast<int>(smaller(kLanes, value_dim - d));
+    const Vec merged = fma(Vec::load_n(right + kStateHeader + d, width), right_scale,
+                           Vec::load_n(left + kStateHeader + d, width) * left_scale);
+    merged.store_n(left + kStateHeader + d, width);
+  }
+}
+
+void decode_finish(const AttentionHead& head, const float* state) {
+  const float top = state[0], sum = state[1];
+  const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+  const Vec scale = Vec::set1(inverse);
+  for (int64_t d = 0; d < head.value_dim; d += kLanes) {
+    const int width = static_cast<int>(smaller(kLanes, head.value_dim - d));
+    (Vec::load_n(state + kStateHeader + d, width) * scale).store_n(head.out + d, width);
+  }
+  if (head.lse != nullptr) *head.lse = sum == 0.0f ? -kInfinity : top * kLn2 + __builtin_logf(sum);
+  if (head.weights == nullptr) return;
+  const int64_t low = larger(0, head.offset - head.left);
+  const int64_t high = smaller(head.kv_len, head.offset + head.right + 1);
+  const Vec pivot = Vec::set1(top == -kInfinity ? 0.0f : top);
+  for (int64_t j = 0; j < head.kv_len; j += kLanes) {
+    const int width = static_cast<int>(smaller(kLanes, head.kv_len - j));
+    (exp2_small(Vec::load_n(head.weights + j, width) - pivot) * scale).store_n(head.weights + j, width);
+  }
+  for (int64_t j = 0; j < head.kv_len; ++j) {
+    if (j < low || j >= high || !key_visible(head, j)) head.weights[j] = 0.0f;
+  }
+}
+
+}  // namespace
+
+extern "C" const AttentionKernels FASTMHA_KERNEL_SYMBOL(attention) = {
+    "attention_f32_" FASTMHA_STRINGIZE(FASTMHA_KERNEL_ISA),
+    kBq,
+    kBk,
+    panel_scratch,
+    panel,
+    kSplit,
+    decode_scratch,
+    decode,
+    decode_merge,
+    decode_finish,
+};
+
+}  // namespace fastmha
