@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "fastmha/runtime.h"
 #include "isa.h"
 #include "parallel.h"
 #include "workspace.h"
