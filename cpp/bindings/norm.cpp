@@ -1,0 +1,105 @@
+// Row-wise operations for Python.
+#include "fastmha/norm.h"
+
+#include <optional>
+
+#include "activation.h"
+#include "arrays.h"
+#include "module.h"
+#include "rows.h"
+
+namespace fastmha::python {
+namespace {
+
+// x and what it becomes, of the same shape.
+struct Mapped {
+  Input x;
+  RowsOutput out;
+
+  Mapped(const char* op, py::handle x_, py::handle out_)
+      : x(rows_input(op, "x", x_)), out(op, out_, shape_of(x.array, x.view.shape[1])) {
+    out.allow_in_place("x", py::reinterpret_borrow<py::array>(x_));
+  }
+};
+
+// What layer_norm and rms_norm take besides x.
+struct NormInputs {
+  Input weight;
+  std::optional<Input> bias, residual;
+
+  NormInputs(const char* op, Mapped& rows, py::handle weight_, py::handle bias_, py::handle residual_)
+      : weight(vector_input(op, rows, "weight", weight_)) {
+    if (!bias_.is_none()) bias = vector_input(op, rows, "bias", bias_);
+    if (residual_.is_none()) return;
+    residual = rows_input(op, "residual", residual_);
+    require_shape(op, "residual", residual->array, shape_of(rows.x.array, rows.x.view.shape[1]));
+    rows.out.allow_in_place("residual", py::reinterpret_borrow<py::array>(residual_));
+  }
+
+  static Input vector_input(const char* op, const Mapped& rows, const char* name, py::handle object) {
+    Input input = float_input(op, name, object, 1);
+    require_shape(op, name, input.array, {static_cast<py::ssize_t>(rows.x.view.shape[1])});
+    rows.out.refuse(name, input.array);
+    return input;
+  }
+};
+
+// The arrays are held by the caller's frame and every check on them is done: other Python threads may run.
+template <class Body>
+py::array run(Mapped& rows, Body&& body) {
+  {
+    py::gil_scoped_release release;
+    body();
+  }
+  return rows.out.finish();
+}
+
+py::array layer_norm_py(py::handle x, py::handle weight, py::handle bias, py::handle eps, py::handle residual,
+                        py::handle out) {
+  const char* op = "layer_norm";
+  Mapped rows(op, x, out);
+  const NormInputs inputs(op, rows, weight, bias, residual);
+  LayerNormParams params;
+  params.eps = static_cast<float>(number(op, "eps", eps));
+  if (inputs.bias) params.bias = inputs.bias->view;
+  if (inputs.residual) params.residual = inputs.residual->view;
+  return run(rows, [&] { layer_norm(rows.x.view, inputs.weight.view, rows.out.view(), params); });
+}
+
+py::array rms_norm_py(py::handle x, py::handle weight, py::handle eps, py::handle residual, py::handle out) {
+  const char* op = "rms_norm";
+  Mapped rows(op, x, out);
+  const NormInputs inputs(op, rows, weight, py::none(), residual);
+  RmsNormParams params;
+  params.eps = static_cast<float>(number(op, "eps", eps));
+  if (inputs.residual) params.residual = inputs.residual->view;
+  return run(rows, [&] { rms_norm(rows.x.view, inputs.weight.view, rows.out.view(), params); });
+}
+
+py::array softmax_py(py::handle x, py::handle out) {
+  Mapped rows("softmax", x, out);
+  return run(rows, [&] { softmax(rows.x.view, rows.out.view()); });
+}
+
+py::array activation_py(py::handle name, py::handle x, py::handle out) {
+  const NamedActivation& function = activation_named("activation", name);
+  Mapped rows(function.operation, x, out);
+  return run(rows, [&] { activation(function.value, rows.x.view, rows.out.view()); });
+}
+
+py::array exp_py(py::handle x) {
+  Mapped rows("exp", x, py::none());
+  return run(rows, [&] { exp(rows.x.view, rows.out.view()); });
+}
+
+}  // namespace
+
+void bind_norm(py::module_& module) {
+  module.def("layer_norm", &layer_norm_py);
+  module.def("rms_norm", &rms_norm_py);
+  module.def("softmax", &softmax_py);
+  module.def("activation", &activation_py);
+  module.def("exp", &exp_py);
+}
+
+}  // namespace fastmha::python

@@ -1,0 +1,72 @@
+#include "rows.h"
+
+namespace fastmha::python {
+namespace {
+
+bool evenly_spaced(const py::array& array) {
+  for (py::ssize_t i = 0; i + 2 < array.ndim(); ++i) {
+    if (array.shape(i) > 1 && array.strides(i) != array.strides(i + 1) * array.shape(i + 1)) return false;
+  }
+  return true;
+}
+
+bool same_elements(const py::array& a, const py::array& b) {
+  if (a.data() != b.data() || a.ndim() != b.ndim()) return false;
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+    if (a.shape(i) != b.shape(i) || (a.shape(i) > 1 && a.strides(i) != b.strides(i))) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+RowsOutput::RowsOutput(const char* op, py::handle out, const std::vector<py::ssize_t>& shape)
+    : op_(op), given_(!out.is_none()), result_(float_output(op, out, shape, {}).array), written_(result_) {
+  if (given_ && !evenly_spaced(result_)) written_ = py::array_t<float>(shape);
+}
+
+void RowsOutput::allow_in_place(const char* name, const py::array& input) const {
+  if (!given_ || same_elements(result_, input)) return;
+  FASTMHA_CHECK(!shares_memory(result_, input), op_, ": out must be ", name,
+                " itself or must not share memory with ", name, "; pass an array of its own");
+}
+
+void RowsOutput::refuse(const char* name, const py::array& input) const {
+  FASTMHA_CHECK(!given_ || !shares_memory(result_, input), op_, ": out must not share memory with ", name,
+                "; pass an array of its own");
+}
+
+MutableView RowsOutput::view() const {
+  const py::ssize_t last = written_.ndim() - 1;
+  MutableView view;
+  view.data = static_cast<float*>(const_cast<void*>(written_.data()));
+  view.rank = 2;
+  view.shape[0] = 1;
+  for (py::ssize_t i = 0; i < last; ++i) view.shape[0] *= written_.shape(i);
+  view.shape[1] = written_.shape(last);
+  view.strides[0] = last > 0 ? written_.strides(last - 1) / written_.itemsize() : 0;
+  view.strides[1] = 1;
+  return view;
+}
+
+py::array RowsOutput::finish() {
+  if (!written_.is(result_)) py::module_::import("numpy").attr("copyto")(result_, written_);
+  return result_;
+}
+
+std::vector<py::ssize_t> shape_of(const py::array& array, py::ssize_t last) {
+  std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
+  shape.back() = last;
+  return shape;
+}
+
+void require_shape(const char* op, const char* name, const py::array& array,
+                   const std::vector<py::ssize_t>& shape) {
+  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (size_t i = 0; same && i < shape.size(); ++i)
+    same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
+  FASTMHA_CHECK(same, op, ": ", name, " must have shape ",
+                py::cast<std::string>(py::str(py::tuple(py::cast(shape)))), ", got ", shape_text(array));
+}
+
+}  // namespace fastmha::python

@@ -1,0 +1,9 @@
+// All of fastmha: attention, linear layers, row-wise operations, threads and instruction sets.
+#pragma once
+
+#include "fastmha/activation.h"
+#include "fastmha/attention.h"
+#include "fastmha/linear.h"
+#include "fastmha/norm.h"
+#include "fastmha/runtime.h"
+#include "fastmha/types.h"

@@ -1,0 +1,49 @@
+// Operations on the rows of a matrix: normalisations, softmax, activation functions.
+//
+// x and out are (rows, features) with any stride from row to row and a contiguous last axis. out may be x (or
+// the residual) itself, exactly the same view, and must otherwise not overlap an input. A row's result
+// depends on that row alone: not on the number of rows, its place, the strides or the number of threads. All
+// throw std::invalid_argument with nothing written.
+//
+//   fastmha::layer_norm({x, {rows, features}}, {weight, {features}}, {out, {rows, features}});
+#pragma once
+
+#include "fastmha/activation.h"
+#include "fastmha/types.h"
+
+namespace fastmha {
+
+struct LayerNormParams {
+  ConstView bias;      // (features); empty: none
+  ConstView residual;  // (rows, features), added to x before the norm; empty: none
+  float eps = 1e-5f;
+};
+
+// z = x + residual;  out = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias
+// Mean first, then the mean of (z - mean)^2 (no E[z^2] - E[z]^2, which cancels). weight (features).
+void layer_norm(const ConstView& x, const ConstView& weight, const MutableView& out,
+                const LayerNormParams& params = {});
+
+struct RmsNormParams {
+  ConstView residual;  // (rows, features), added to x before the norm; empty: none
+  float eps = 1e-6f;
+};
+
+// z = x + residual;  out = z / sqrt(mean(z^2) + eps) * weight        weight (features)
+void rms_norm(const ConstView& x, const ConstView& weight, const MutableView& out,
+              const RmsNormParams& params = {});
+
+// out = exp(x - max(x)) / sum(exp(x - max(x))) for each row. A row of -infinity alone gives zeros; NaN or
+// +infinity anywhere in a row makes the whole row NaN.
+void softmax(const ConstView& x, const MutableView& out);
+
+// out = f(x), element by element; see Activation for the formulas. Relative errors (measured over all floats
+// of the range): gelu 6e-7 for x > -13, gelu_tanh and silu 3e-6. NaN gives NaN, and so does -infinity for all
+// but relu (the formula is -infinity * 0).
+void activation(Activation function, const ConstView& x, const MutableView& out);
+
+// out = e^x, the exponential inside the kernels: relative error <= 2e-7 where the result is a normal number,
+// 0 below it, infinity above.
+void exp(const ConstView& x, const MutableView& out);
+
+}  // namespace fastmha

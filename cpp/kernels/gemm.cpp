@@ -1,0 +1,189 @@
+// out = activation(x W^T + bias) + residual for one block of rows and columns, W in panels.
+//
+// The register tile is `Rows` rows by `Panels` panels of two vectors. x is read in place, one broadcast per
+// row and depth step; the weights stream through in the order in which they lie:
+//
+//                      panel: nr columns, depth-major
+//      k ->            w[k][0 .. nr)
+//   x [row][k] *  ->   tile[row][0 .. nr)        FMA, Rows x 2 Panels accumulators
+//
+// A block is covered by tiles of at most mr rows whose heights differ by at most one, so that there is no
+// ragged rest; each height is a kernel of its own (a template), and all of them add in the same order.
+#include "gemm.h"
+
+#include "activation.h"
+#include "vec.h"
+
+namespace fastmha {
+namespace {
+
+constexpr int kPanelVecs = 2;
+constexpr int kNr = kPanelVecs * Vec::kLanes;
+// 32 registers: 28 sums + 2 weights + 1 broadcast. 16 registers: 12 + 2 + 1. Two vectors wide and as high as
+// fits loads least per FMA: (mr + 2) loads for 2 mr FMAs.
+constexpr int kMr = Vec::kRegisters == 32 ? 14 : 6;
+// FMA latency 4 x 2 per cycle: eight sums keep the units busy. Four streams side by side are as many as the
+// hardware prefetcher follows well.
+constexpr int kMaxPanels = 4;
+
+constexpr int panels_for(int rows) {
+  const int fit = Vec::kRegisters * 3 / 4 / (kPanelVecs * rows);
+  return fit < 1 ? 1 : fit > kMaxPanels ? kMaxPanels : fit;
+}
+
+constexpr int kMaxTile = kMr * kNr > kMaxPanels * 3 * kNr ? kMr * kNr : kMaxPanels * 3 * kNr;
+
+// Sums over one depth block, from zero.
+template <int Rows, int Panels>
+FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, int64_t panel_stride,
+                             int64_t depth, Vec (&sum)[Rows][Panels * kPanelVecs]) {
+  FASTMHA_UNROLL
+  for (int row = 0; row < Rows; ++row) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < Panels * kPanelVecs; ++v) sum[row][v] = Vec::zero();
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec weight[Panels * kPanelVecs];
+    FASTMHA_UNROLL
+    for (int v = 0; v < Panels * kPanelVecs; ++v) {
+      weight[v] = Vec::load(w + v / kPanelVecs * panel_stride + v % kPanelVecs * Vec::kLanes);
+    }
+    FASTMHA_UNROLL
+    for (int row = 0; row < Rows; ++row) {
+      const Vec value = Vec::set1(x[row * x_stride]);
+      FASTMHA_UNROLL
+      for (int v = 0; v < Panels * kPanelVecs; ++v) sum[row][v] = fma(value, weight[v], sum[row][v]);
+    }
+    w += kNr;
+    ++x;
+  }
+}
+
+// tile <- x W^T over the whole depth. The running totals wait in the tile, in L1, while a block is summed: an
+// addition per kDepthBlock FMAs.
+template <int Rows, int Panels>
+void multiply_blocks(const GemmBlock& block, const float* x, const float* w, float* tile) {
+  constexpr int kVecs = Panels * kPanelVecs;
+  const int64_t panel_stride = block.depth * kNr;
+  int64_t done = 0;
+  do {
+    const int64_t depth = block.depth - done < kDepthBlock ? block.depth - done : kDepthBlock;
+    Vec sum[Rows][kVecs];
+    multiply<Rows, Panels>(x + done, block.x_stride, w + done * kNr, panel_stride, depth, sum);
+    FASTMHA_UNROLL
+    for (int row = 0; row < Rows; ++row) {
+      FASTMHA_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        float* total = tile + (row * kVecs + v) * Vec::kLanes;
+        (done == 0 ? sum[row][v] : Vec::load(total) + sum[row][v]).store(total);
+      }
+    }
+    done += depth;
+  } while (done < block.depth);
+}
+
+// out <- activation(tile + bias) + residual for `rows` rows of `columns` columns.
+template <Activation F>
+void finish(const GemmBlock& block, const float* tile, int64_t tile_stride, int64_t rows, int64_t first_row,
+            int64_t first_column, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row) {
+    float* out = block.out + (first_row + row) * block.out_stride + first_column;
+    const float* residual = block.residual == nullptr
+                                ? nullptr
+                                : block.residual + (first_row + row) * block.residual_stride + first_column;
+    const float* total = tile + row * tile_stride;
+    for (int64_t column = 0; column < columns; column += Vec::kLanes) {
+      const int64_t rest = columns - column;
+      const Vec sum = Vec::load(total + column) + Vec::load(block.bias + first_column + column);
+      Vec result = activate<F>(sum);
+      if (rest >= Vec::kLanes) {
+        if (residual != nullptr) result = result + Vec::load(residual + column);
+        result.store(out + column);
+      } else {
+        const int lanes = static_cast<int>(rest);
+        if (residual != nullptr) result = result + Vec::load_n(residual + column, lanes);
+        result.store_n(out + column, lanes);
+      }
+    }
+  }
+}
+
+using Finish = void (*)(const GemmBlock&, const float*, int64_t, int64_t, int64_t, int64_t, int64_t);
+
+Finish finish_for(Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return finish<Activation::kRelu>;
+    case Activation::kGelu:
+      return finish<Activation::kGelu>;
+    case Activation::kGeluTanh:
+      return finish<Activation::kGeluTanh>;
+    case Activation::kSilu:
+      return finish<Activation::kSilu>;
+    case Activation::kNone:
+      break;
+  }
+  return finish<Activation::kNone>;
+}
+
+using Multiply = void (*)(const GemmBlock&, const float* x, const float* w, float* tile);
+
+// Kernels by height, [height - 1]: for one panel, and for as many as fit side by side.
+struct Kernels {
+  Multiply narrow[kMr];
+  Multiply wide[kMr];
+};
+
+template <int Rows>
+constexpr void fill(Kernels& kernels) {
+  kernels.narrow[Rows - 1] = multiply_blocks<Rows, 1>;
+  kernels.wide[Rows - 1] = multiply_blocks<Rows, panels_for(Rows)>;
+  if constexpr (Rows > 1) fill<Rows - 1>(kernels);
+}
+
+constexpr Kernels make_kernels() {
+  Kernels kernels{};
+  fill<kMr>(kernels);
+  return kernels;
+}
+
+constexpr Kernels kKernels = make_kernels();
+
+int panels(int64_t rows) {
+  return panels_for(static_cast<int>(rows < kMr ? rows : kMr));
+}
+
+void run_block(const GemmBlock& block) {
+  alignas(64) float tile[kMaxTile];
+  const Finish finish = finish_for(block.activation);
+  const int64_t tiles = (block.rows + kMr - 1) / kMr;
+  const int64_t wide = tiles == 1 ? panels(block.rows) : 1;
+  for (int64_t column = 0; column < block.columns;) {
+    const int64_t left = (block.columns - column + kNr - 1) / kNr;
+    const int64_t width = left >= wide ? wide : 1;
+    const int64_t columns = block.columns - column < width * kNr ? block.columns - column : width * kNr;
+    const float* w = block.weight + column * block.depth;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = i * block.rows / tiles;
+      const int64_t height = (i + 1) * block.rows / tiles - row;
+      const Multiply kernel = width == 1 ? kKernels.narrow[height - 1] : kKernels.wide[height - 1];
+      kernel(block, block.x + row * block.x_stride, w, tile);
+      finish(block, tile, width * kNr, height, row, column, columns);
+    }
+    column += width * kNr;
+  }
+}
+
+}  // namespace
+
+extern "C" const GemmKernels FASTMHA_KERNEL_SYMBOL(gemm) = {
+#if defined(FASTMHA_KERNEL_ISA_AVX512)
+    "gemm_f32_14x32_avx512", kMr, kNr, 120.0, panels, run_block
+#elif defined(FASTMHA_KERNEL_ISA_AVX2)
+    "gemm_f32_6x16_avx2", kMr, kNr, 60.0, panels, run_block
+#else
+    "gemm_f32_6x8_generic", kMr, kNr, 12.0, panels, run_block
+#endif
+};
+
+}  // namespace fastmha

@@ -1,0 +1,52 @@
+// What the linear-layer kernels take and what an instruction set has of them.
+#pragma once
+
+#include <cstdint>
+
+#include "fastmha/activation.h"
+
+namespace fastmha {
+
+// Length of one summation chain. Along in_features (the depth of the product) every element of the result is
+//   total = s_0 + s_1 + ...   (left to right),   s_b = ((x_0 w_0 + x_1 w_1) + ...) over depth block b, by FMA
+//   from 0
+// whatever path computes it. Blocks start at depth 0; this constant and the ISA's fma are all that a bit
+// pattern depends on. Error against float64 for standard normal data at depth 512 / 768 / 3072 / 4096, in
+// units of PyTorch's: see cpp/tests and bench; one chain over the whole depth would have 5 to 10 times
+// PyTorch's error.
+constexpr int64_t kDepthBlock = 256;
+
+// A block of the result, rows x columns, whose weights are consecutive panels (see src/packed_weight.h).
+struct GemmBlock {
+  const float* x = nullptr;  // (rows, depth)
+  int64_t x_stride = 0;      // from row to row, as the other strides
+  int64_t rows = 0;
+  int64_t depth = 0;
+  const float* weight = nullptr;    // the panel of the first column
+  const float* bias = nullptr;      // for whole panels: zeros in the padding and where the layer has none
+  const float* residual = nullptr;  // or null
+  int64_t residual_stride = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int64_t columns = 0;  // only the last panel may be incomplete
+  Activation activation = Activation::kNone;
+};
+
+struct GemmKernels {
+  const char* name;
+  int mr;               // rows of the register tile
+  int nr;               // columns of it, and of a panel
+  double flops_per_ns;  // of one core at a few GHz, for estimates of time
+  // Panels that run side by side when a block has this many rows (1 to mr): few rows alone leave too few
+  // independent sums to hide the latency of the FMA.
+  int (*panels)(int64_t rows);
+  void (*block)(const GemmBlock& block);
+};
+
+extern "C" {
+extern const GemmKernels fastmha_gemm_generic;
+extern const GemmKernels fastmha_gemm_avx2;
+extern const GemmKernels fastmha_gemm_avx512;
+}
+
+}  // namespace fastmha

@@ -1,0 +1,138 @@
+// Row-wise operations: checks and sharing out the rows. The arithmetic is in kernels/rowwise.cpp.
+#include "fastmha/norm.h"
+
+#include <algorithm>
+
+#include "isa.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace fastmha {
+namespace {
+
+// Enough tasks to even out cores of unequal speed, each a run of whole rows.
+constexpr int64_t kTasksPerThread = 4;
+
+// body(first row, rows). cost: that of one float, in units of the cheapest operation's.
+template <class Body>
+void for_row_blocks(int64_t rows, int64_t features, double cost, Body&& body) {
+  if (rows == 0 || features == 0) return;
+  const double nanoseconds =
+      static_cast<double>(rows) *
+      (static_cast<double>(features) * cost / active_isa().rowwise->floats_per_ns + 10);
+  const int threads = threads_for(rows, nanoseconds);
+  const int64_t blocks = threads == 1 ? 1 : std::min(rows, threads * kTasksPerThread);
+  parallel_for(blocks, threads, [&](int64_t block, int) {
+    const int64_t first = block * rows / blocks;
+    body(first, (block + 1) * rows / blocks - first);
+  });
+}
+
+MapRows map_rows(const ConstView& x, const MutableView& out, int64_t first, int64_t rows) {
+  MapRows part;
+  part.x = x.data + first * x.strides[0];
+  part.x_stride = x.strides[0];
+  part.out = out.data + first * out.strides[0];
+  part.out_stride = out.strides[0];
+  part.rows = rows;
+  part.features = x.shape[1];
+  return part;
+}
+
+void check_map(const char* op, const ConstView& x, const MutableView& out) {
+  check_rows(op, "x", x);
+  check_same_shape(op, "out", out, "x", x);
+  check_out(op, out);
+  check_in_place(op, out, "x", x);
+}
+
+void check_parameter(const char* op, const char* name, const ConstView& parameter, int64_t features,
+                     const MutableView& out) {
+  check_vector(op, name, parameter, features);
+  FASTMHA_CHECK(!overlap(parameter, out), op, ": out must not overlap ", name);
+}
+
+void check_norm(const char* op, const ConstView& x, const ConstView& weight, const ConstView& bias,
+                const ConstView& residual, float eps, const MutableView& out) {
+  check_map(op, x, out);
+  check_parameter(op, "weight", weight, x.shape[1], out);
+  if (!bias.empty()) check_parameter(op, "bias", bias, x.shape[1], out);
+  if (!residual.empty()) {
+    check_same_shape(op, "residual", residual, "x", x);
+    check_in_place(op, out, "residual", residual);
+  }
+  FASTMHA_CHECK(eps >= 0.0f, op, ": eps must be 0 or more, got ", eps);
+}
+
+NormRows norm_rows(const MapRows& map, const ConstView& weight, const ConstView& bias,
+                   const ConstView& residual, int64_t first, float eps) {
+  NormRows part;
+  part.map = map;
+  if (!residual.empty()) {
+    part.residual = residual.data + first * residual.strides[0];
+    part.residual_stride = residual.strides[0];
+  }
+  part.weight = weight.data;
+  part.bias = bias.empty() ? nullptr : bias.data;
+  part.eps = eps;
+  return part;
+}
+
+double activation_cost(Activation function) {
+  switch (function) {
+    case Activation::kGelu:
+      return 6;
+    case Activation::kGeluTanh:
+      return 5;
+    case Activation::kSilu:
+      return 4;
+    default:
+      return 1;
+  }
+}
+
+}  // namespace
+
+void layer_norm(const ConstView& x, const ConstView& weight, const MutableView& out,
+                const LayerNormParams& params) {
+  check_norm("layer_norm", x, weight, params.bias, params.residual, params.eps, out);
+  const RowwiseKernels& kernels = *active_isa().rowwise;
+  for_row_blocks(x.shape[0], x.shape[1], 3, [&](int64_t first, int64_t rows) {
+    kernels.layer_norm(
+        norm_rows(map_rows(x, out, first, rows), weight, params.bias, params.residual, first, params.eps));
+  });
+}
+
+void rms_norm(const ConstView& x, const ConstView& weight, const MutableView& out,
+              const RmsNormParams& params) {
+  check_norm("rms_norm", x, weight, {}, params.residual, params.eps, out);
+  const RowwiseKernels& kernels = *active_isa().rowwise;
+  for_row_blocks(x.shape[0], x.shape[1], 2, [&](int64_t first, int64_t rows) {
+    kernels.rms_norm(
+        norm_rows(map_rows(x, out, first, rows), weight, {}, params.residual, first, params.eps));
+  });
+}
+
+void softmax(const ConstView& x, const MutableView& out) {
+  check_map("softmax", x, out);
+  const RowwiseKernels& kernels = *active_isa().rowwise;
+  for_row_blocks(x.shape[0], x.shape[1], 5,
+                 [&](int64_t first, int64_t rows) { kernels.softmax(map_rows(x, out, first, rows)); });
+}
+
+void activation(Activation function, const ConstView& x, const MutableView& out) {
+  check_map("activation", x, out);
+  const RowwiseKernels& kernels = *active_isa().rowwise;
+  for_row_blocks(x.shape[0], x.shape[1], activation_cost(function), [&](int64_t first, int64_t rows) {
+    kernels.activation(function, map_rows(x, out, first, rows));
+  });
+}
+
+void exp(const ConstView& x, const MutableView& out) {
+  check_map("exp", x, out);
+  const RowwiseKernels& kernels = *active_isa().rowwise;
+  for_row_blocks(x.shape[0], x.shape[1], 4,
+                 [&](int64_t first, int64_t rows) { kernels.exp(map_rows(x, out, first, rows)); });
+}
+
+}  // namespace fastmha
