@@ -54,7 +54,7 @@ inline bool viewable(const py::array& array) {
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
     if (array.strides(i) % item != 0) return false;
   }
-  if (array.ndim() == 0) return true;
+  if (array.ndim() == 0 || array.size() == 0) return true;
   const py::ssize_t last = array.ndim() - 1;
   return array.strides(last) == item || array.shape(last) <= 1;
 }

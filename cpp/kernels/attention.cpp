@@ -160,6 +160,7 @@ Panel make_panel(const AttentionHead& head, int64_t first, float* scratch) {
   // Both bounds grow with the row.
   p.key_low = p.low_of(0);
   p.key_high = p.high_of(p.rows - 1);
+  if (p.key_low >= p.key_high) p.key_low = p.key_high = 0;  // a window beyond the last key: no block at all
   p.query = scratch;
   p.out = p.query + head.head_dim * kBq;
   p.score = p.out + head.value_dim * kBq;

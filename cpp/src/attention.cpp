@@ -87,7 +87,7 @@ AttentionHead Plan::head(int64_t n, int64_t h) const {
 
 void check_last_axis(const char* op, const char* name, const ConstView& view) {
   const int last = view.rank - 1;
-  FASTMHA_CHECK(view.strides[last] == 1 || view.shape[last] <= 1, op, ": ", name,
+  FASTMHA_CHECK(view.strides[last] == 1 || view.shape[last] <= 1 || view.size() == 0, op, ": ", name,
                 " must have a contiguous last axis, got stride ", view.strides[last]);
 }
 

@@ -19,8 +19,10 @@ void check_rows(const char* name, const MutableView& cache, const ConstView& row
   FASTMHA_CHECK(rows.shape[0] == cache.shape[0] && rows.shape[1] == cache.shape[1] && rows.shape[3] == cache.shape[3],
                 op, ": ", name, " must be (", cache.shape[0], ", ", cache.shape[1], ", any, ", cache.shape[3],
                 ") as the cache is, got ", shape_text(rows));
-  FASTMHA_CHECK((rows.strides[3] == 1 || rows.shape[3] <= 1) && (cache.strides[3] == 1 || cache.shape[3] <= 1), op,
-                ": ", name, " and its cache must have a contiguous last axis");
+  const auto contiguous = [](const ConstView& view) {
+    return view.strides[3] == 1 || view.shape[3] <= 1 || view.size() == 0;
+  };
+  FASTMHA_CHECK(contiguous(rows) && contiguous(cache), op, ": ", name, " and its cache must have a contiguous last axis");
 }
 
 void copy_rows(const MutableView& cache, const ConstView& rows, int64_t n, int64_t h, int64_t at, int64_t count) {
