@@ -1,0 +1,518 @@
+"""Multi-head attention: project, split into heads, attend, join, project.
+
+The heads are split by views. The rows of a packed projection hold
+
+    in_proj(x)  (..., (heads + 2 kv_heads) * head_dim)  =  | q of head 0 | ... | k of head 0 | ... |
+    v of head 0 | ... |
+
+so that (batch, length, all heads, head_dim) is a reshape, and the attention kernel reads q, k and v
+where they lie.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastmha import _core
+from fastmha._types import Bool, Float32, Int64, Integers
+from fastmha.cache import KVCache
+from fastmha.nn import torch_modules
+from fastmha.nn.layers import Linear
+from fastmha.nn.module import UNSET, Module, Seed, Shape, check_size, uniform
+from fastmha.nn.ragged import check_array, check_lengths, valid_rows
+
+__all__ = ["MultiHeadAttention"]
+
+Lengths = Integers | Sequence[int]
+
+
+class InProjection:
+    """The rows of in_proj_weight, packed by how they are used together.
+
+    Self-attention wants one product for queries, keys and values ("qkv"), cross-attention one for
+    the queries ("q") and one for what comes from the encoder ("kv"). A part is packed from the
+    others when it is first asked for.
+    """
+
+    def __init__(self, rows: dict[str, int], widths: dict[str, int]) -> None:
+        self.rows = rows  # of q, k and v
+        self.widths = widths
+        self.one_input = len(set(widths.values())) == 1
+        self._packed: dict[str, Linear] = {}
+
+    def part(self, letters: str) -> Linear:
+        linear = self._packed.get(letters)
+        if linear is None:
+            weights, biases = zip(*(self.rows_of(letter) for letter in letters), strict=True)
+            bias = None if biases[0] is None else np.concatenate(biases)
+            linear = self._packed[letters] = Linear(np.concatenate(weights), bias)
+        return linear
+
+    def rows_of(self, letter: str) -> tuple[Float32, Float32 | None]:
+        for letters, linear in self._packed.items():
+            if letter in letters:
+                start = sum(self.rows[other] for other in letters[: letters.index(letter)])
+                rows = slice(start, start + self.rows[letter])
+                bias = linear.bias
+                return linear.weight[rows], None if bias is None else bias[rows]
+        raise RuntimeError("MultiHeadAttention: no weights yet; load_state_dict() brings them")
+
+    def set(
+        self, weights: dict[str, Float32], bias: Float32 | None, parts: tuple[str, ...]
+    ) -> None:
+        biases: dict[str, Float32] = {}
+        if bias is not None:
+            ends = np.cumsum([self.rows[letter] for letter in "qkv"])
+            biases = dict(zip("qkv", np.split(bias, ends[:-1]), strict=True))
+        packed = {}
+        for letters in parts:
+            weight = np.concatenate([weights[letter] for letter in letters])
+            own = np.concatenate([biases[letter] for letter in letters]) if biases else None
+            packed[letters] = Linear(weight, own)
+        self._packed = packed
+
+    def state(self) -> tuple[dict[str, Float32], Float32 | None]:
+        """The weight of each letter, and the bias of all."""
+        rows = {letter: self.rows_of(letter) for letter in "qkv"}
+        weights = {letter: weight for letter, (weight, _) in rows.items()}
+        biases = [bias for _, bias in rows.values() if bias is not None]
+        return weights, np.concatenate(biases) if biases else None
+
+
+class MultiHeadAttention(Module):
+    r"""Attention of `num_heads` heads, each with its own projections.
+
+    .. math:: \mathrm{out} = \mathrm{concat}(\mathrm{head}_1, \ldots) W_O + b_O, \quad
+              \mathrm{head}_h = \mathrm{attention}(x_q W_Q^h, x_k W_K^h, x_v W_V^h)
+
+    Parameters
+    ----------
+    embed_dim : int
+        Width of the queries and of the result, a multiple of `num_heads`.
+    num_heads : int
+    num_kv_heads : int, optional
+        Heads of keys and values, a divisor of `num_heads` (GQA, MQA); `num_heads` when not given.
+    kdim, vdim : int, optional
+        Width of the inputs that keys and values are made from; `embed_dim` when not given.
+    bias : bool, default True
+    seed : int or numpy.random.Generator, optional
+        Where the weights are drawn from, as torch.nn.MultiheadAttention draws them, until they are
+        loaded.
+
+    Raises
+    ------
+    ValueError
+        Sizes that do not divide each other.
+
+    Notes
+    -----
+    Parameters are torch's: ``in_proj_weight`` ((num_heads + 2 num_kv_heads) * head_dim, embed_dim),
+    ``in_proj_bias``, ``out_proj.weight``, ``out_proj.bias``; when `kdim` or `vdim` differ,
+    ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight`` replace ``in_proj_weight``.
+
+    References
+    ----------
+    Vaswani et al., "Attention Is All You Need", section 3.2.2, https://arxiv.org/abs/1706.03762.
+    GQA: Ainslie et al., https://arxiv.org/abs/2305.13245.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> mha = fm.MultiHeadAttention(embed_dim=64, num_heads=4, seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 64), dtype=np.float32)
+    >>> mha(x).shape
+    (2, 5, 64)
+    >>> out, weights = mha(x, is_causal=True, return_weights=True)
+    >>> weights.shape
+    (2, 4, 5, 5)
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        bias: bool = True,
+        seed: Seed = None,
+    ) -> None:
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        kdim = embed_dim if kdim is None else kdim
+        vdim = embed_dim if vdim is None else vdim
+        check_size(
+            "MultiHeadAttention",
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            kdim=kdim,
+            vdim=vdim,
+        )
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"MultiHeadAttention: embed_dim ({embed_dim}) must be a multiple of "
+                f"num_heads ({num_heads})"
+            )
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"MultiHeadAttention: num_heads ({num_heads}) must be a multiple of "
+                f"num_kv_heads ({num_kv_heads})"
+            )
+        self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
+        self.kdim, self.vdim, self.head_dim = kdim, vdim, embed_dim // num_heads
+        kv_rows = num_kv_heads * self.head_dim
+        self._in_proj = InProjection(
+            {"q": embed_dim, "k": kv_rows, "v": kv_rows},
+            {"q": embed_dim, "k": kdim, "v": vdim},
+        )
+        self._has_bias = bias
+        self._parts: tuple[str, ...] = ("qkv",) if self._in_proj.one_input else ("q", "k", "v")
+        self.out_proj = Linear.of_size(embed_dim, embed_dim, bias=bias, seed=UNSET)
+        self._initialise(seed)
+
+    @classmethod
+    def from_torch(cls, module: Any) -> "MultiHeadAttention":
+        """The same as `module`, a torch.nn.MultiheadAttention: its weights and all its settings.
+
+        Inputs are always batch first here, whatever ``module.batch_first`` says.
+
+        Raises
+        ------
+        TypeError
+            Not a torch.nn.MultiheadAttention, or not float32.
+        ValueError
+            It uses ``add_bias_kv`` or ``add_zero_attn``, or it is in training mode with dropout.
+        """
+        self = cls(**torch_modules.attention_settings(module), seed=UNSET)
+        self.load_state_dict(module.state_dict())
+        return self
+
+    def __call__(
+        self,
+        query: Float32,
+        key: Float32 | None = None,
+        value: Float32 | None = None,
+        *,
+        attn_mask: Bool | Float32 | None = None,
+        is_causal: bool = False,
+        key_lengths: Lengths | None = None,
+        cu_seqlens: Lengths | None = None,
+        cu_seqlens_k: Lengths | None = None,
+        cache: KVCache | None = None,
+        residual: Float32 | None = None,
+        return_weights: bool = False,
+    ) -> Any:
+        """Attend from `query` to `key` and `value`, or to itself.
+
+        Parameters
+        ----------
+        query : ndarray of float32, (B, L, embed_dim)
+            Or ragged (T, embed_dim) with `cu_seqlens`; (L, embed_dim) without is one sequence.
+        key : ndarray of float32, (B, S, kdim), optional
+            `query` when not given. Ragged (Tk, kdim) with `cu_seqlens` and `cu_seqlens_k`.
+        value : ndarray of float32, (B, S, vdim), optional
+            `key` when not given.
+        attn_mask : ndarray of bool or float32, broadcastable to (B, num_heads, L, S), optional
+            bool: True = may attend, the **opposite** of torch.nn.MultiheadAttention. float32: added
+            to the scores. Not for ragged input.
+        is_causal : bool, default False
+            Position i sees the keys 0 .. i (with a cache: and all that came before).
+        key_lengths : sequence of int, (B,), optional
+            Keys at or past the length do not exist; in self-attention those rows come back as
+            zeros. With a cache: how many of the L new positions count.
+        cu_seqlens, cu_seqlens_k : sequence of int, (N + 1,), optional
+            Cumulative lengths of a ragged batch, of the queries and of the keys (`cu_seqlens` when
+            not given).
+        cache : KVCache, optional
+            The new keys and values are appended to it, and the queries attend to all that it holds
+            then.
+        residual : ndarray of float32, of query's shape, optional
+            Added to the result as it is stored.
+        return_weights : bool, default False
+            Also return the probabilities of every head.
+
+        Returns
+        -------
+        out : ndarray of float32, of query's shape
+        weights : ndarray of float32, (B, num_heads, L, S)
+            Only with `return_weights`. Ragged: a list with one (num_heads, L_n, S_n) per sequence.
+
+        Raises
+        ------
+        TypeError
+            An array of another dtype than float32.
+        ValueError
+            Shapes that do not fit, or arguments that exclude each other. The cache is as it was
+            before.
+        """
+        check_array("MultiHeadAttention", "query", query)
+        if cu_seqlens is not None:
+            if attn_mask is not None or key_lengths is not None or cache is not None:
+                raise ValueError(
+                    "MultiHeadAttention: cu_seqlens (ragged input) does not go with attn_mask, "
+                    "key_lengths or cache"
+                )
+            q, k, v = self._project(query, key, value, 2)
+            attended = _core.varlen_attention(
+                q,
+                k,
+                v,
+                cu_seqlens,
+                cu_seqlens_k if key is not None else None,
+                is_causal,
+                None,
+                0,
+                None,
+                None,
+                0.0,
+                return_weights,
+                False,
+                None,
+            )
+            return self._join(attended, residual, return_weights)
+        if query.ndim == 2:  # one sequence without its batch axis
+            result = self(
+                query[None],
+                None if key is None else key[None],
+                None if value is None else value[None],
+                attn_mask=attn_mask,
+                is_causal=is_causal,
+                key_lengths=key_lengths,
+                cache=cache,
+                residual=None if residual is None else residual[None],
+                return_weights=return_weights,
+            )
+            return (result[0][0], result[1][0]) if return_weights else result[0]
+
+        q, k, v = self._project(query, key, value, 3)
+        if cache is None:
+            weights = None
+            out = np.empty(
+                q.shape, np.float32
+            )  # (batch, q_len, heads, head_dim): heads join in place
+            attended = _core.scaled_dot_product_attention(
+                q.transpose(0, 2, 1, 3),
+                k.transpose(0, 2, 1, 3),
+                v.transpose(0, 2, 1, 3),
+                attn_mask,
+                is_causal,
+                None,
+                key_lengths,
+                0,
+                None,
+                None,
+                0.0,
+                return_weights,
+                False,
+                out.transpose(0, 2, 1, 3),
+            )
+            if return_weights:
+                weights = attended[1]
+            joined = self.out_proj(out.reshape(*out.shape[:2], -1), residual=residual)
+            if key is None and key_lengths is not None:
+                padding = ~valid_rows(np.asarray(key_lengths), query.shape[1])
+                joined[padding] = 0
+                if weights is not None:
+                    weights.transpose(0, 2, 1, 3)[padding] = 0
+            return (joined, weights) if return_weights else joined
+        attended = self._attend_cached(
+            q, k, v, cache, attn_mask, is_causal, key_lengths, return_weights
+        )
+        return self._join(attended, residual, return_weights)
+
+    def project_kv(self, memory: Float32) -> tuple[Float32, Float32]:
+        """Keys and values of `memory` (..., embed_dim), each (..., kv_heads, head_dim): one
+        product, two views."""
+        rows = self._in_proj.part("kv")(memory)
+        heads = rows.reshape(*rows.shape[:-1], 2 * self.num_kv_heads, self.head_dim)
+        return heads[..., : self.num_kv_heads, :], heads[..., self.num_kv_heads :, :]
+
+    def attend_rows(
+        self,
+        query: Float32,
+        key: Float32,
+        value: Float32,
+        cu_seqlens_q: Int64,
+        cu_seqlens_k: Int64,
+        residual: Float32,
+    ) -> Float32:
+        """Queries (T, embed_dim) against keys and values that :meth:`project_kv` made before, both
+        ragged."""
+        q = self._in_proj.part("q")(query).reshape(len(query), self.num_heads, self.head_dim)
+        attended = _core.varlen_attention(
+            q,
+            key,
+            value,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            False,
+            None,
+            0,
+            None,
+            None,
+            0.0,
+            False,
+            False,
+            None,
+        )
+        return self.out_proj(attended.reshape(len(query), self.embed_dim), residual=residual)
+
+    def _project(
+        self, query: Float32, key: Float32 | None, value: Float32 | None, ndim: int
+    ) -> tuple[Float32, Float32, Float32]:
+        """q, k and v, each (..., heads, head_dim)."""
+        given = (("query", query), ("key", key), ("value", value))
+        for name, x in given:
+            if x is not None and x.ndim != ndim:
+                shape = "(total, width) with cu_seqlens" if ndim == 2 else "(batch, length, width)"
+                raise ValueError(f"MultiHeadAttention: {name} must be {shape}, got {x.shape}")
+        heads, kv_heads, head_dim = self.num_heads, self.num_kv_heads, self.head_dim
+        if key is None:
+            if value is not None:
+                raise ValueError("MultiHeadAttention: value without key; give both, or neither")
+            if not self._in_proj.one_input:
+                raise ValueError(
+                    "MultiHeadAttention: key is needed, because keys and values are made from "
+                    f"kdim={self.kdim} and vdim={self.vdim}, not from embed_dim={self.embed_dim}"
+                )
+            rows = self._in_proj.part("qkv")(query)
+            split = rows.reshape(*rows.shape[:-1], heads + 2 * kv_heads, head_dim)
+            return (
+                split[..., :heads, :],
+                split[..., heads : heads + kv_heads, :],
+                split[..., heads + kv_heads :, :],
+            )
+        q = self._in_proj.part("q")(query)
+        q = q.reshape(*q.shape[:-1], heads, head_dim)
+        if (value is None or value is key) and self.kdim == self.vdim:
+            k, v = self.project_kv(key)
+            return q, k, v
+        k = self._in_proj.part("k")(key)
+        v = self._in_proj.part("v")(key if value is None else value)
+        return (
+            q,
+            k.reshape(*k.shape[:-1], kv_heads, head_dim),
+            v.reshape(*v.shape[:-1], kv_heads, head_dim),
+        )
+
+    def _attend_cached(
+        self,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        cache: KVCache,
+        attn_mask: Bool | Float32 | None,
+        is_causal: bool,
+        key_lengths: Lengths | None,
+        return_weights: bool,
+    ) -> Any:
+        """Append, then attend to all that the cache holds: (batch, q_len, heads, head_dim)."""
+        q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        out = np.empty((q.shape[0], q.shape[2], self.num_heads, self.head_dim), np.float32)
+        heads_first = out.transpose(0, 2, 1, 3)
+        if attn_mask is None and key_lengths is None and not return_weights:
+            _core.attention_with_kvcache(
+                q,
+                cache._key,
+                cache._value,
+                cache._lengths,
+                k,
+                v,
+                is_causal,
+                None,
+                None,
+                None,
+                0.0,
+                heads_first,
+            )
+            return out
+        batch, q_len = out.shape[:2]
+        before = cache.lengths.copy()
+        if key_lengths is not None:
+            key_lengths = check_lengths(
+                "MultiHeadAttention", "key_lengths", key_lengths, batch, q_len
+            )
+        cache.append(k, v, lengths=key_lengths)
+        longest = int(cache.lengths.max(initial=0))
+        try:
+            attended = _core.scaled_dot_product_attention(
+                q,
+                cache.key[:, :, :longest],
+                cache.value[:, :, :longest],
+                attn_mask,
+                is_causal,
+                None,
+                cache.lengths,
+                before,
+                None,
+                None,
+                0.0,
+                return_weights,
+                False,
+                heads_first,
+            )
+        except (TypeError, ValueError):
+            cache._lengths[:] = before  # nothing is changed by a call that fails
+            raise
+        if key_lengths is not None:
+            out[~valid_rows(key_lengths, q_len)] = 0
+        return (out, attended[1]) if return_weights else out
+
+    def _join(self, attended: Any, residual: Float32 | None, return_weights: bool) -> Any:
+        """(..., heads, head_dim) -> (..., embed_dim), through the output map."""
+        heads = attended[0] if return_weights else attended
+        out = self.out_proj(heads.reshape(*heads.shape[:-2], self.embed_dim), residual=residual)
+        return (out, attended[1]) if return_weights else out
+
+    def _use_for_cross_attention(self) -> None:
+        """Pack queries apart from keys and values, as a decoder block's second attention needs
+        them."""
+        self._parts = ("q", "kv") if self.kdim == self.vdim else ("q", "k", "v")
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
+        yield "out_proj", self.out_proj
+
+    def _own_shapes(self) -> dict[str, Shape]:
+        rows, widths = self._in_proj.rows, self._in_proj.widths
+        shapes: dict[str, Shape] = (
+            {"in_proj_weight": (sum(rows.values()), self.embed_dim)}
+            if self._in_proj.one_input
+            else {f"{letter}_proj_weight": (rows[letter], widths[letter]) for letter in "qkv"}
+        )
+        return shapes | {"in_proj_bias": (sum(rows.values()),)} if self._has_bias else shapes
+
+    def _own_state(self) -> dict[str, Float32]:
+        weights, bias = self._in_proj.state()
+        state = (
+            {"in_proj_weight": np.concatenate(list(weights.values()))}
+            if self._in_proj.one_input
+            else {f"{letter}_proj_weight": weight for letter, weight in weights.items()}
+        )
+        return state if bias is None else state | {"in_proj_bias": bias}
+
+    def _set_own(self, state: dict[str, Float32]) -> None:
+        rows = self._in_proj.rows
+        if self._in_proj.one_input:
+            ends = np.cumsum([rows[letter] for letter in "qkv"])
+            parts = np.split(state["in_proj_weight"], ends[:-1])
+            weights = dict(zip("qkv", parts, strict=True))
+        else:
+            weights = {letter: state[f"{letter}_proj_weight"] for letter in "qkv"}
+        self._in_proj.set(weights, state.get("in_proj_bias"), self._parts)
+
+    def _draw_own(self, rng: np.random.Generator) -> dict[str, Float32]:
+        drawn = {}
+        for name, shape in self._own_shapes().items():
+            if name == "in_proj_bias":
+                drawn[name] = np.zeros(shape, np.float32)
+            else:  # Xavier
+                drawn[name] = uniform(rng, shape, (6 / sum(shape)) ** 0.5)
+        return drawn
+
+    def __repr__(self) -> str:
+        kv_heads = (
+            f", num_kv_heads={self.num_kv_heads}" if self.num_kv_heads != self.num_heads else ""
+        )
+        return f"MultiHeadAttention({self.embed_dim}, num_heads={self.num_heads}{kv_heads})"

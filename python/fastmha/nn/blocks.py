@@ -1,0 +1,677 @@
+"""Encoder and decoder blocks, and stacks of them.
+
+Each block reads like its figure in "Attention Is All You Need" (https://arxiv.org/abs/1706.03762):
+attention, add & norm, feed-forward, add & norm. The additions are fused into the output map before
+them, so that a norm reads one array.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastmha._types import Float32, Integers
+from fastmha.nn import torch_modules
+from fastmha.nn.attention import MultiHeadAttention
+from fastmha.nn.decoder_cache import DecoderBlockCache, DecoderCache
+from fastmha.nn.layers import LayerNorm, Linear
+from fastmha.nn.module import UNSET, Module, Seed, check_size
+from fastmha.nn.ragged import Rows, check_array
+
+__all__ = ["Decoder", "DecoderBlock", "Encoder", "EncoderBlock", "FeedForward"]
+
+Lengths = Integers | Sequence[int]
+MEMORY_NAMES = ("memory", "memory_lengths", "memory_cu_seqlens")
+
+
+class FeedForward(Module):
+    """Two linear maps with an activation between them: ``linear2(activation(linear1(x))) +
+    residual``.
+
+    Parameters
+    ----------
+    d_model, d_ff : int
+        Width of the rows, and between the two maps.
+    activation : {"relu", "gelu", "gelu_tanh", "silu"}, default "relu"
+    bias : bool, default True
+    seed : int or numpy.random.Generator, optional
+        Where the weights are drawn from until they are loaded.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> fm.FeedForward(8, 32, activation="gelu", seed=0)(np.ones((3, 8), np.float32)).shape
+    (3, 8)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        activation: str = "relu",
+        bias: bool = True,
+        seed: Seed = None,
+    ) -> None:
+        self.linear1 = Linear.of_size(d_model, d_ff, bias=bias, activation=activation, seed=UNSET)
+        self.linear2 = Linear.of_size(d_ff, d_model, bias=bias, seed=UNSET)
+        self._initialise(seed)
+
+    def __call__(self, x: Float32, *, residual: Float32 | None = None) -> Float32:
+        """x (..., d_model) -> (..., d_model)."""
+        return self.linear2(self.linear1(x), residual=residual)
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
+        yield "linear1", self.linear1
+        yield "linear2", self.linear2
+
+
+class _Block(Module):
+    """What encoder and decoder blocks share: sizes, settings, self-attention, feed-forward."""
+
+    _norms: tuple[str, ...]
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        *,
+        activation: str = "relu",
+        norm_first: bool = False,
+        norm_eps: float = 1e-5,
+        bias: bool = True,
+        seed: Seed = None,
+    ) -> None:
+        check_size(type(self).__name__, d_model=d_model, num_heads=num_heads, d_ff=d_ff)
+        self.d_model, self.num_heads, self.d_ff = d_model, num_heads, d_ff
+        self.activation, self.norm_first = activation, bool(norm_first)
+        self.self_attn = MultiHeadAttention(d_model, num_heads, bias=bias, seed=UNSET)
+        self._add_attention(bias)
+        self.feed_forward = FeedForward(d_model, d_ff, activation=activation, bias=bias, seed=UNSET)
+        for name in self._norms:
+            setattr(self, name, LayerNorm(d_model, norm_eps, bias=bias))
+        self._initialise(seed)
+
+    def _add_attention(self, bias: bool) -> None:
+        pass
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
+        yield "self_attn", self.self_attn
+        yield "", self.feed_forward  # linear1 and linear2 are the block's own in torch
+        for name in self._norms:
+            yield name, getattr(self, name)
+
+    def _take_torch(self, module: Any) -> None:
+        for name in self._norms:  # torch lets each differ
+            getattr(self, name).eps = getattr(module, name).eps
+        self.load_state_dict(module.state_dict())
+
+    def __repr__(self) -> str:
+        order = ", norm_first=True" if self.norm_first else ""
+        return (
+            f"{type(self).__name__}({self.d_model}, num_heads={self.num_heads}, d_ff={self.d_ff}, "
+            f"activation={self.activation!r}{order})"
+        )
+
+
+class EncoderBlock(_Block):
+    """Self-attention, add & norm, feed-forward, add & norm.
+
+    ``norm_first=False`` (as in the paper)::
+
+        x = norm1(x + self_attn(x));  x = norm2(x + feed_forward(x))
+
+    ``norm_first=True``::
+
+        x = x + self_attn(norm1(x));  x = x + feed_forward(norm2(x))
+
+    Parameters
+    ----------
+    d_model, num_heads, d_ff : int
+        Width of a row, heads of self-attention, width inside the feed-forward.
+    activation : {"relu", "gelu", "gelu_tanh", "silu"}, default "relu"
+    norm_first : bool, default False
+    norm_eps : float, default 1e-5
+    bias : bool, default True
+        False leaves every bias out, of the norms too.
+    seed : int or numpy.random.Generator, optional
+        Where the weights are drawn from until they are loaded.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, heads that do not divide d_model, an unknown activation.
+
+    Notes
+    -----
+    Parameters have the names and shapes of torch.nn.TransformerEncoderLayer.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> block = fm.EncoderBlock(64, 4, 256, activation="gelu", seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 64), dtype=np.float32)
+    >>> padded = block(x, key_lengths=[5, 3])
+    >>> ragged = block(np.concatenate([x[0], x[1, :3]]), cu_seqlens=[0, 5, 8])
+    >>> bool(np.array_equal(padded[1, :3], ragged[5:])), bool(np.all(padded[1, 3:] == 0))
+    (True, True)
+    """
+
+    norm1: LayerNorm
+    norm2: LayerNorm
+    _norms = ("norm1", "norm2")
+
+    @classmethod
+    def from_torch(cls, module: Any) -> "EncoderBlock":
+        """The same as `module`, a torch.nn.TransformerEncoderLayer: its weights and all its
+        settings.
+
+        Raises
+        ------
+        TypeError
+            Not such a module, or not float32.
+        ValueError
+            A setting that has no counterpart (an unknown activation, dropout in training mode).
+        """
+        self = cls(**torch_modules.encoder_block_settings(module), seed=UNSET)
+        self._take_torch(module)
+        return self
+
+    def __call__(
+        self,
+        x: Float32,
+        *,
+        key_lengths: Lengths | None = None,
+        cu_seqlens: Lengths | None = None,
+        return_weights: bool = False,
+    ) -> Any:
+        """Run the block.
+
+        Parameters
+        ----------
+        x : ndarray of float32, (B, L, d_model)
+            Or ragged (T, d_model) with `cu_seqlens`; (L, d_model) without is one sequence.
+        key_lengths : sequence of int, (B,), optional
+            Rows at or past the length are padding: nothing reads them and they come back as zeros.
+        cu_seqlens : sequence of int, (N + 1,), optional
+            Cumulative lengths of a ragged batch.
+        return_weights : bool, default False
+            Also return the probabilities of self-attention, (B, num_heads, L, L); ragged or with
+            lengths: a list with one (num_heads, L_n, L_n) per sequence.
+
+        Returns
+        -------
+        out : ndarray of float32, of x's shape
+        weights
+            Only with `return_weights`.
+
+        Raises
+        ------
+        TypeError
+            An array of another dtype than float32.
+        ValueError
+            Shapes, lengths or cumulative lengths that do not fit.
+        """
+        check_array("EncoderBlock", "x", x)
+        if x.ndim == 3 and key_lengths is None and cu_seqlens is None:
+            return self._forward(x, None, return_weights)
+        batch = Rows("EncoderBlock", x, key_lengths, cu_seqlens)
+        result = self._forward(batch.rows, batch.cu_seqlens, return_weights)
+        if return_weights:
+            return batch.restore(result[0]), result[1]
+        return batch.restore(result)
+
+    def _forward(self, x: Float32, cu_seqlens: Lengths | None, return_weights: bool) -> Any:
+        weights = None
+        attended = self.self_attn(
+            self.norm1(x) if self.norm_first else x,
+            cu_seqlens=cu_seqlens,
+            residual=x,
+            return_weights=return_weights,
+        )
+        if return_weights:
+            attended, weights = attended
+        if self.norm_first:
+            out = self.feed_forward(self.norm2(attended), residual=attended)
+        else:
+            x = self.norm1(attended)
+            out = self.norm2(self.feed_forward(x, residual=x))
+        return (out, weights) if return_weights else out
+
+
+class DecoderBlock(_Block):
+    """Masked self-attention, attention over the encoder's output, feed-forward, each with add &
+    norm.
+
+    ``norm_first=False`` (as in the paper)::
+
+        x = norm1(x + self_attn(x));  x = norm2(x + multihead_attn(x, memory));  x = norm3(x +
+        feed_forward(x))
+
+    ``norm_first=True``::
+
+        x = x + self_attn(norm1(x));  x = x + multihead_attn(norm2(x), memory);  x = x +
+        feed_forward(norm3(x))
+
+    Self-attention is always causal. Parameters as for :class:`EncoderBlock`; their names and shapes
+    are those of torch.nn.TransformerDecoderLayer.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> block = fm.DecoderBlock(64, 4, 256, seed=0)
+    >>> x, memory = np.random.default_rng(0).standard_normal((2, 2, 5, 64), dtype=np.float32)
+    >>> at_once = block(x, memory)
+    >>> cache = block.new_cache(batch=2, capacity=5)
+    >>> steps = [block(x[:, i:i+1], memory, cache=cache) for i in range(5)]
+    >>> bool(np.allclose(np.concatenate(steps, axis=1), at_once, atol=1e-5))
+    True
+    """
+
+    norm1: LayerNorm
+    norm2: LayerNorm
+    norm3: LayerNorm
+    multihead_attn: MultiHeadAttention
+    _norms = ("norm1", "norm2", "norm3")
+
+    def _add_attention(self, bias: bool) -> None:
+        self.multihead_attn = MultiHeadAttention(
+            self.d_model, self.num_heads, bias=bias, seed=UNSET
+        )
+        self.multihead_attn._use_for_cross_attention()
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
+        yield from super()._children()
+        yield "multihead_attn", self.multihead_attn
+
+    @classmethod
+    def from_torch(cls, module: Any) -> "DecoderBlock":
+        """The same as `module`, a torch.nn.TransformerDecoderLayer; see
+        :meth:`EncoderBlock.from_torch`."""
+        self = cls(**torch_modules.decoder_block_settings(module), seed=UNSET)
+        self._take_torch(module)
+        return self
+
+    def new_cache(self, batch: int, capacity: int, *, beam_size: int = 1) -> DecoderBlockCache:
+        """An empty cache for `batch` sources with `beam_size` hypotheses of up to `capacity`
+        positions each."""
+        attention = self.self_attn
+        return DecoderBlockCache(
+            batch, attention.num_kv_heads, capacity, attention.head_dim, beam_size
+        )
+
+    def __call__(
+        self,
+        x: Float32,
+        memory: Float32 | None = None,
+        *,
+        key_lengths: Lengths | None = None,
+        memory_lengths: Lengths | None = None,
+        cu_seqlens: Lengths | None = None,
+        memory_cu_seqlens: Lengths | None = None,
+        cache: DecoderBlockCache | None = None,
+        return_weights: bool = False,
+    ) -> Any:
+        """Run the block.
+
+        Parameters
+        ----------
+        x : ndarray of float32, (B, L, d_model)
+            Or ragged (T, d_model) with `cu_seqlens`; (L, d_model) without is one sequence. With a
+            cache: the next L positions of each hypothesis, (B * beam_size, L, d_model), the beams
+            of a source next to each other.
+        memory : ndarray of float32, (B, S, d_model)
+            What the encoder returned, or ragged (Tm, d_model) with `memory_cu_seqlens`. With a
+            cache it is read by the first call only, which keeps its keys and values: later calls
+            may leave it out.
+        key_lengths, memory_lengths : sequence of int, (B,), optional
+            Rows at or past the length are padding: nothing reads them, and in x they come back as
+            zeros. With a cache, `key_lengths` says how many of the L new positions count.
+        cu_seqlens, memory_cu_seqlens : sequence of int, (N + 1,), optional
+            Cumulative lengths of ragged batches.
+        cache : DecoderBlockCache, optional
+            From :meth:`new_cache`: what came before, per hypothesis, and the memory's keys and
+            values, per source.
+        return_weights : bool, default False
+            Also return the probabilities of self-attention and of attention over the memory. Not
+            with a cache.
+
+        Returns
+        -------
+        out : ndarray of float32, of x's shape
+        self_weights, memory_weights
+            Only with `return_weights`: (B, num_heads, L, L) and (B, num_heads, L, S); ragged or
+            with lengths: lists with one per sequence.
+
+        Raises
+        ------
+        TypeError
+            An array of another dtype than float32.
+        ValueError
+            Shapes or lengths that do not fit, no memory, no room left in the cache.
+        """
+        check_array("DecoderBlock", "x", x)
+        if cache is not None:
+            return self._step(
+                x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
+            )
+        if memory is None:
+            raise ValueError("DecoderBlock: memory is needed, what the encoder returned")
+        check_array("DecoderBlock", "memory", memory)
+        lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
+        if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
+            return self._forward(x, memory, None, None, return_weights)
+        rows = Rows("DecoderBlock", x, key_lengths, cu_seqlens)
+        source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
+        if len(rows.cu_seqlens) != len(source.cu_seqlens):
+            raise ValueError(
+                f"DecoderBlock: x holds {len(rows.cu_seqlens) - 1} sequences, "
+                f"memory {len(source.cu_seqlens) - 1}"
+            )
+        result = self._forward(
+            rows.rows, source.rows, rows.cu_seqlens, source.cu_seqlens, return_weights
+        )
+        if return_weights:
+            return rows.restore(result[0]), *result[1:]
+        return rows.restore(result)
+
+    def _forward(
+        self,
+        x: Float32,
+        memory: Float32,
+        cu_seqlens: Lengths | None,
+        memory_cu_seqlens: Lengths | None,
+        return_weights: bool,
+    ) -> Any:
+        first = self.norm_first
+        self_weights = memory_weights = None
+        attended = self.self_attn(
+            self.norm1(x) if first else x,
+            is_causal=True,
+            cu_seqlens=cu_seqlens,
+            residual=x,
+            return_weights=return_weights,
+        )
+        if return_weights:
+            attended, self_weights = attended
+        x = attended if first else self.norm1(attended)
+        attended = self.multihead_attn(
+            self.norm2(x) if first else x,
+            memory,
+            cu_seqlens=cu_seqlens,
+            cu_seqlens_k=memory_cu_seqlens,
+            residual=x,
+            return_weights=return_weights,
+        )
+        if return_weights:
+            attended, memory_weights = attended
+        x = attended if first else self.norm2(attended)
+        out = self._feed(x)
+        return (out, self_weights, memory_weights) if return_weights else out
+
+    def _step(
+        self,
+        x: Float32,
+        memory: Float32 | None,
+        key_lengths: Lengths | None,
+        memory_lengths: Lengths | None,
+        memory_cu_seqlens: Lengths | None,
+        cache: DecoderBlockCache,
+        return_weights: bool,
+    ) -> Float32:
+        """The next positions of every hypothesis: (batch * beam_size, L, d_model)."""
+        if return_weights:
+            raise ValueError("DecoderBlock: return_weights does not go with a cache")
+        if x.ndim != 3 or len(x) != cache.self_attn.batch:
+            raise ValueError(
+                f"DecoderBlock: with this cache x must be ({cache.self_attn.batch}, length, "
+                f"{self.d_model}), got {x.shape}"
+            )
+        if not cache.has_memory:
+            if memory is None:
+                raise ValueError("DecoderBlock: the first call with a cache needs memory")
+            check_array("DecoderBlock", "memory", memory)
+            source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
+            keys, values = self.multihead_attn.project_kv(source.rows)
+            cache.set_memory(keys, values, source.cu_seqlens)
+        first = self.norm_first
+        attended = self.self_attn(
+            self.norm1(x) if first else x,
+            is_causal=True,
+            key_lengths=key_lengths,
+            cache=cache.self_attn,
+            residual=x,
+        )
+        x = attended if first else self.norm1(attended)
+        rows = x.reshape(
+            -1, self.d_model
+        )  # the beams of a source are its queries: nothing is copied for them
+        keys, values, memory_bounds = cache.memory
+        attended = self.multihead_attn.attend_rows(
+            self.norm2(rows) if first else rows,
+            keys,
+            values,
+            cache.query_bounds(x.shape[1]),
+            memory_bounds,
+            residual=rows,
+        ).reshape(x.shape)
+        x = attended if first else self.norm2(attended)
+        out = self._feed(x)
+        if key_lengths is not None:
+            out[np.arange(x.shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
+        return out
+
+    def _feed(self, x: Float32) -> Float32:
+        if self.norm_first:
+            return self.feed_forward(self.norm3(x), residual=x)
+        return self.norm3(self.feed_forward(x, residual=x))
+
+
+class _Stack(Module):
+    """Blocks one after the other, then a norm."""
+
+    layers: Sequence[_Block]
+
+    def __init__(self, blocks: Sequence[Any], norm: LayerNorm | None = None) -> None:
+        self.layers = list(blocks)
+        self.norm = norm
+        name = type(self).__name__
+        if not self.layers:
+            raise ValueError(f"{name}: at least one block is needed")
+        widths = {block.d_model for block in self.layers} | ({norm.weight.size} if norm else set())
+        if len(widths) > 1:
+            raise ValueError(f"{name}: blocks and norm must have one width, got {sorted(widths)}")
+        self.d_model = self.layers[0].d_model
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
+        for index, block in enumerate(self.layers):
+            yield f"layers.{index}", block
+        if self.norm is not None:
+            yield "norm", self.norm
+
+    def __repr__(self) -> str:
+        norm = "" if self.norm is None else f", norm={self.norm!r}"
+        return f"{type(self).__name__}({len(self.layers)} x {self.layers[0]!r}{norm})"
+
+
+def _norm_from_torch(module: Any) -> LayerNorm | None:
+    if module.norm is None:
+        return None
+    norm = LayerNorm(**torch_modules.norm_settings(module.norm))
+    norm.load_state_dict(module.norm.state_dict())
+    return norm
+
+
+class Encoder(_Stack):
+    """Encoder blocks one after the other, then an optional norm.
+
+    Parameters
+    ----------
+    blocks : sequence of EncoderBlock
+    norm : LayerNorm, optional
+        Applied to the last block's result.
+
+    Raises
+    ------
+    ValueError
+        No block, or widths that differ.
+
+    Notes
+    -----
+    Parameters are named as in torch.nn.TransformerEncoder: ``layers.0.self_attn.in_proj_weight``,
+    ..., ``norm.weight``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> blocks = [fm.EncoderBlock(64, 4, 128, seed=n) for n in range(2)]
+    >>> encoder = fm.Encoder(blocks, fm.LayerNorm(64))
+    >>> encoder(np.ones((7, 64), np.float32), cu_seqlens=[0, 5, 7]).shape
+    (7, 64)
+    """
+
+    layers: list[EncoderBlock]
+
+    @classmethod
+    def from_torch(cls, module: Any) -> "Encoder":
+        """The same as `module`, a torch.nn.TransformerEncoder; see
+        :meth:`EncoderBlock.from_torch`."""
+        torch_modules.check_stack(module, "TransformerEncoder")
+        return cls(
+            [EncoderBlock.from_torch(layer) for layer in module.layers], _norm_from_torch(module)
+        )
+
+    def __call__(
+        self,
+        x: Float32,
+        *,
+        key_lengths: Lengths | None = None,
+        cu_seqlens: Lengths | None = None,
+        return_weights: bool = False,
+    ) -> Any:
+        """Run all blocks; arguments as for :meth:`EncoderBlock.__call__`.
+
+        With `return_weights` also returns a list with the weights of each block.
+        """
+        check_array("Encoder", "x", x)
+        batch = None
+        bounds: Lengths | None = None
+        if x.ndim != 3 or key_lengths is not None or cu_seqlens is not None:
+            batch = Rows("Encoder", x, key_lengths, cu_seqlens)
+            x, bounds = batch.rows, batch.cu_seqlens
+        weights = []
+        for block in self.layers:
+            result = block._forward(x, bounds, return_weights)
+            if return_weights:
+                x, block_weights = result
+                weights.append(block_weights)
+            else:
+                x = result
+        if self.norm is not None:
+            x = self.norm(x)
+        if batch is not None:
+            x = batch.restore(x)
+        return (x, weights) if return_weights else x
+
+
+class Decoder(_Stack):
+    """Decoder blocks one after the other, then an optional norm.
+
+    Parameters
+    ----------
+    blocks : sequence of DecoderBlock
+    norm : LayerNorm, optional
+        Applied to the last block's result.
+
+    Raises
+    ------
+    ValueError
+        No block, or widths that differ.
+
+    Notes
+    -----
+    Parameters are named as in torch.nn.TransformerDecoder: ``layers.0.self_attn.in_proj_weight``,
+    ..., ``norm.weight``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> decoder = fm.Decoder([fm.DecoderBlock(64, 4, 128, seed=n) for n in range(2)])
+    >>> x, memory = np.ones((3, 4, 64), np.float32), np.ones((3, 9, 64), np.float32)
+    >>> decoder(x, memory, memory_lengths=[9, 2, 5]).shape
+    (3, 4, 64)
+    """
+
+    layers: list[DecoderBlock]
+
+    @classmethod
+    def from_torch(cls, module: Any) -> "Decoder":
+        """The same as `module`, a torch.nn.TransformerDecoder; see
+        :meth:`EncoderBlock.from_torch`."""
+        torch_modules.check_stack(module, "TransformerDecoder")
+        return cls(
+            [DecoderBlock.from_torch(layer) for layer in module.layers], _norm_from_torch(module)
+        )
+
+    def new_cache(self, batch: int, capacity: int, *, beam_size: int = 1) -> DecoderCache:
+        """An empty cache for `batch` sources with `beam_size` hypotheses of up to `capacity`
+        positions each."""
+        blocks = [block.new_cache(batch, capacity, beam_size=beam_size) for block in self.layers]
+        return DecoderCache(blocks)
+
+    def __call__(
+        self,
+        x: Float32,
+        memory: Float32 | None = None,
+        *,
+        key_lengths: Lengths | None = None,
+        memory_lengths: Lengths | None = None,
+        cu_seqlens: Lengths | None = None,
+        memory_cu_seqlens: Lengths | None = None,
+        cache: DecoderCache | None = None,
+        return_weights: bool = False,
+    ) -> Any:
+        """Run all blocks; arguments as for :meth:`DecoderBlock.__call__`.
+
+        With `return_weights` also returns a list with (self_weights, memory_weights) of each block.
+        """
+        check_array("Decoder", "x", x)
+        lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
+        options: dict[str, Any] = {"return_weights": return_weights}
+        restore = None
+        if cache is not None:
+            if len(cache.blocks) != len(self.layers):
+                raise ValueError(
+                    f"Decoder: the cache is for {len(cache.blocks)} blocks, "
+                    f"this decoder has {len(self.layers)}"
+                )
+            options |= {
+                "key_lengths": key_lengths,
+                "memory_lengths": memory_lengths,
+                "memory_cu_seqlens": memory_cu_seqlens,
+            }
+        elif memory is None:
+            raise ValueError("Decoder: memory is needed, what the encoder returned")
+        elif x.ndim != 3 or any(given is not None for given in lengths):
+            check_array("Decoder", "memory", memory)
+            rows = Rows("Decoder", x, key_lengths, cu_seqlens)
+            source = Rows("Decoder", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
+            x, memory, restore = rows.rows, source.rows, rows.restore
+            options |= {"cu_seqlens": rows.cu_seqlens, "memory_cu_seqlens": source.cu_seqlens}
+        weights = []
+        for index, block in enumerate(self.layers):
+            block_cache = None if cache is None else cache.blocks[index]
+            result = block(x, memory, cache=block_cache, **options)
+            if return_weights:
+                x = result[0]
+                weights.append(result[1:])
+            else:
+                x = result
+        if self.norm is not None:
+            x = self.norm(x)
+        if cache is not None and key_lengths is not None:
+            x[np.arange(x.shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
+        if restore is not None:
+            x = restore(x)
+        return (x, weights) if return_weights else x

@@ -1,0 +1,113 @@
+"""What a decoder remembers while it generates.
+
+Per hypothesis the keys and values of its own positions, which grow; per source those of the
+encoder's output, which are computed once and never copied: the hypotheses of a source attend to
+them together, and a source that has left simply has no queries any more.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastmha._types import Float32, Int64
+from fastmha.cache import KVCache
+from fastmha.nn.module import check_size
+
+__all__ = ["DecoderBlockCache", "DecoderCache"]
+
+
+class DecoderBlockCache:
+    """The cache of one decoder block; made by ``DecoderBlock.new_cache``.
+
+    Attributes
+    ----------
+    self_attn : KVCache
+        Keys and values of each hypothesis: the beams of source n are the slots n * beam_size and
+        following.
+    """
+
+    __slots__ = ("_active", "_batch", "_bounds", "_memory", "beam_size", "self_attn")
+
+    def __init__(
+        self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, beam_size: int
+    ) -> None:
+        check_size("new_cache", batch=batch, capacity=capacity, beam_size=beam_size)
+        self._batch, self.beam_size = batch, beam_size
+        self._memory: tuple[Float32, Float32, Int64] | None = None
+        self._active = np.arange(batch)
+        self._bounds: tuple[int, Int64] | None = None
+        self.self_attn = KVCache(batch * beam_size, num_kv_heads, capacity, head_dim)
+
+    @property
+    def has_memory(self) -> bool:
+        return self._memory is not None
+
+    @property
+    def memory(self) -> tuple[Float32, Float32, Int64]:
+        """Keys and values (Tm, kv_heads, head_dim) of all sources, and the bounds of each."""
+        if self._memory is None:
+            raise ValueError("DecoderBlock: the first call with a cache needs memory")
+        return self._memory
+
+    def set_memory(self, key: Float32, value: Float32, cu_seqlens: Int64) -> None:
+        """Keep the keys and values of the encoder's output."""
+        if len(cu_seqlens) - 1 != self._batch:
+            raise ValueError(
+                f"DecoderBlock: the cache is for {self._batch} sources, "
+                f"memory holds {len(cu_seqlens) - 1}"
+            )
+        self._memory = key, value, cu_seqlens
+
+    def query_bounds(self, length: int) -> Int64:
+        """The cumulative query rows of each source, of those that have left too (they have
+        none)."""
+        if self._bounds is None or self._bounds[0] != length:
+            rows = np.zeros(self._batch + 1, np.int64)
+            rows[1 + self._active] = self.beam_size * length
+            self._bounds = length, np.cumsum(rows)
+        return self._bounds[1]
+
+    def reorder(self, beam_indices: ArrayLike) -> None:
+        """Let each hypothesis continue another one of the same source; see
+        :meth:`fastmha.KVCache.reorder`."""
+        self.self_attn.reorder(beam_indices)
+
+    def select(self, sources: Int64) -> None:
+        """Keep the sources at the places `sources`, which must rise, and forget the others."""
+        if (np.diff(sources) <= 0).any():
+            raise ValueError(f"DecoderCache.select: sources must rise, got {sources.tolist()}")
+        beams = np.arange(self.beam_size)
+        self.self_attn.select((sources[:, None] * self.beam_size + beams).ravel())
+        self._active, self._bounds = self._active[sources], None
+
+
+class DecoderCache:
+    """The caches of all blocks of a decoder; made by ``Decoder.new_cache``."""
+
+    __slots__ = ("blocks",)
+
+    def __init__(self, blocks: Sequence[DecoderBlockCache]) -> None:
+        self.blocks = list(blocks)
+
+    @property
+    def lengths(self) -> Int64:
+        """(hypotheses,): how many positions each one holds."""
+        return self.blocks[0].self_attn.lengths
+
+    @property
+    def capacity(self) -> int:
+        return self.blocks[0].self_attn.capacity
+
+    def reorder(self, beam_indices: ArrayLike) -> None:
+        """Let hypothesis b continue hypothesis ``beam_indices[b]``, of the same source, for all b
+        at once."""
+        for block in self.blocks:
+            block.reorder(beam_indices)
+
+    def select(self, sources: ArrayLike) -> None:
+        """Keep the sources at the places `sources` among those still here, in rising order, and
+        forget the others."""
+        places = np.asarray(sources, np.int64)
+        for block in self.blocks:
+            block.select(places)

@@ -1,0 +1,142 @@
+"""Padded batches and ragged ones.
+
+    padded (batch, length, d_model)          ragged (total, d_model)
+    with lengths [3, 1]                      with cu_seqlens [0, 3, 4]
+
+        a0 a1 a2  .                              a0 a1 a2 b0
+        b0  .  .  .
+
+Blocks drop padding at the door and put zeros there again on the way out: no work is spent on it,
+and whatever lies in it cannot reach a result.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastmha._types import Bool, Float32, Int64, Integers
+
+
+def check_array(operation: str, name: str, x: object) -> None:
+    """`x` must be an array; the operation that reads it checks its dtype."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{operation}: {name} must be a NumPy array of float32, got {type(x).__name__}; "
+            "np.asarray(x, np.float32) makes one"
+        )
+
+
+def check_lengths(
+    operation: str, name: str, lengths: Integers | Sequence[int], batch: int, longest: int
+) -> Int64:
+    """`lengths` as int64 (batch,), each in 0 .. longest."""
+    array = np.asarray(lengths)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"{operation}: {name} must be integers, got {array.dtype}; "
+            "cast them with .astype(np.int64)"
+        )
+    if array.shape != (batch,):
+        raise ValueError(f"{operation}: {name} must have shape ({batch},), got {array.shape}")
+    if array.size and (array.min() < 0 or array.max() > longest):
+        wrong = array[(array < 0) | (array > longest)][0]
+        raise ValueError(f"{operation}: {name} must lie in 0 .. {longest}, got {int(wrong)}")
+    return array.astype(np.int64)
+
+
+def check_cu_seqlens(
+    operation: str, name: str, cu_seqlens: Integers | Sequence[int], total: int
+) -> Int64:
+    """`cu_seqlens` as int64: from 0 to `total` without falling."""
+    array = np.asarray(cu_seqlens)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"{operation}: {name} must be integers, got {array.dtype}; "
+            "cast them with .astype(np.int64)"
+        )
+    if array.ndim != 1 or array.size == 0 or array[0] != 0 or array[-1] != total:
+        raise ValueError(
+            f"{operation}: {name} must be one-dimensional, start at 0 and end at the number of "
+            f"rows, {total}; got shape {array.shape}"
+            + (f" from {array[0]} to {array[-1]}" if array.ndim == 1 and array.size else "")
+        )
+    array = array.astype(np.int64)
+    if (array[1:] < array[:-1]).any():
+        raise ValueError(f"{operation}: {name} must never fall, got {array.tolist()}")
+    return array
+
+
+def cumulative(lengths: Integers) -> Int64:
+    """[3, 1] -> [0, 3, 4]."""
+    bounds = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=bounds[1:])
+    return bounds
+
+
+def valid_rows(lengths: Int64, longest: int) -> Bool:
+    """(batch, longest): True where a padded batch holds a row."""
+    mask: Bool = np.arange(longest) < lengths[:, None]
+    return mask
+
+
+class Rows:
+    """The rows of a batch without its padding, and the way back.
+
+    `rows` is (total, d_model), `cu_seqlens` says which rows are whose; `restore` gives the rows of
+    a result the shape that the batch came in.
+    """
+
+    __slots__ = ("_shape", "_valid", "cu_seqlens", "rows")
+
+    def __init__(
+        self,
+        operation: str,
+        x: Float32,
+        lengths: Integers | Sequence[int] | None,
+        cu_seqlens: Integers | Sequence[int] | None,
+        names: tuple[str, str, str] = ("x", "key_lengths", "cu_seqlens"),
+    ) -> None:
+        check_array(operation, names[0], x)
+        self._valid: Bool | None = None
+        self._shape = x.shape
+        x_name, lengths_name, cu_name = names
+        if cu_seqlens is not None:
+            if x.ndim != 2:
+                raise ValueError(
+                    f"{operation}: {x_name} with {cu_name} must be ragged (total, d_model), "
+                    f"got {x.shape}"
+                )
+            if lengths is not None:
+                raise ValueError(f"{operation}: give {lengths_name} or {cu_name}, not both")
+            self.rows = x
+            self.cu_seqlens = check_cu_seqlens(operation, cu_name, cu_seqlens, len(x))
+        elif x.ndim == 2:
+            if lengths is not None:
+                raise ValueError(
+                    f"{operation}: {lengths_name} is for a padded {x_name} "
+                    f"(batch, length, d_model), got {x.shape}"
+                )
+            self.rows, self.cu_seqlens = x, np.array([0, len(x)])
+        elif x.ndim == 3:
+            batch, longest, d_model = x.shape
+            if lengths is None:
+                self.rows = x.reshape(batch * longest, d_model)
+                self.cu_seqlens = np.arange(batch + 1) * longest
+            else:
+                lengths = check_lengths(operation, lengths_name, lengths, batch, longest)
+                self._valid = valid_rows(lengths, longest)
+                self.rows, self.cu_seqlens = x[self._valid], cumulative(lengths)
+        else:
+            raise ValueError(
+                f"{operation}: {x_name} must be (batch, length, d_model), or ragged "
+                f"(total, d_model) with {cu_name}; got {x.shape}"
+            )
+
+    def restore(self, rows: Float32) -> Float32:
+        """(total, width) -> the shape of x, zeros where padding was."""
+        shape = (*self._shape[:-1], rows.shape[-1])
+        if self._valid is None:
+            return rows.reshape(shape)
+        padded = np.zeros(shape, np.float32)
+        padded[self._valid] = rows
+        return padded

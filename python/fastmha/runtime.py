@@ -1,0 +1,115 @@
+"""Threads, instruction sets and the facts of this build."""
+
+from pathlib import Path
+from typing import Any
+
+from fastmha import _core
+
+__all__ = [
+    "available_isas",
+    "get_cmake_dir",
+    "get_include",
+    "get_num_threads",
+    "info",
+    "isa",
+    "set_num_threads",
+]
+
+
+def set_num_threads(n: int) -> None:
+    """Let every operation use up to `n` threads. Results never depend on it.
+
+    Without this call the count comes from ``FASTMHA_NUM_THREADS``, else ``OMP_NUM_THREADS``, else
+    it is the number of CPUs that this process may use (affinity mask and cgroup quota).
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError
+        `n` is not an integer.
+    ValueError
+        `n` is smaller than 1.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> before = fm.get_num_threads()
+    >>> fm.set_num_threads(1)
+    >>> fm.get_num_threads()
+    1
+    >>> fm.set_num_threads(before)
+    """
+    _core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """The number of threads that an operation may use; see :func:`set_num_threads`."""
+    return _core.get_num_threads()
+
+
+def isa() -> str:
+    """The instruction set in use: the best one of this CPU, or what ``FASTMHA_ISA`` names.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> fm.isa() in fm.available_isas()
+    True
+    """
+    return _core.isa()
+
+
+def available_isas() -> list[str]:
+    """The instruction sets that this build has and this CPU can run, best first."""
+    return _core.available_isas()
+
+
+def info() -> dict[str, Any]:
+    """Facts for a bug report or a benchmark: version, compiler, build type, CPU, ISAs, threads,
+    OpenMP.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> fm.info()["version"] == fm.__version__
+    True
+    """
+    return dict(_core.build_info())
+
+
+def get_include() -> str:
+    """The directory that holds ``fastmha/fastmha.h``: the C++ headers that the installed package
+    carries.
+
+    Raises
+    ------
+    FileNotFoundError
+        The package runs from a place without them, such as a source tree.
+    """
+    return _installed("include", "fastmha/fastmha.h")
+
+
+def get_cmake_dir() -> str:
+    """The directory to pass as ``-Dfastmha_DIR=...`` so that ``find_package(fastmha)`` finds this
+    installation.
+
+    Raises
+    ------
+    FileNotFoundError
+        The package runs from a place without it, such as a source tree.
+    """
+    return _installed("lib/cmake/fastmha", "fastmhaConfig.cmake")
+
+
+def _installed(folder: str, witness: str) -> str:
+    path = Path(__file__).resolve().parent / folder
+    if not (path / witness).is_file():
+        raise FileNotFoundError(
+            f"{path} has no {witness}: the C++ files come with an installed fastmha "
+            "(pip install fastmha), or build them with cmake --install"
+        )
+    return str(path)
