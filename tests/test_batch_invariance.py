@@ -1,0 +1,327 @@
+"""Bit for bit the same result whatever the threads, the batch, the place in it, the padding, the
+form and the strides.
+
+One exception is allowed: a call with a single query per sequence may round differently from a
+longer one, so q_len 1 is compared with q_len 1 only.
+"""
+
+import fastmha as fm
+import numpy as np
+import pytest
+from conftest import Random, assert_same_bits
+
+# (q_len, kv_len, head_dim): below, at and above tile edges; long enough for several key blocks and
+# decode splits.
+SIZES = [
+    (2, 2, 8), (5, 5, 64), (5, 77, 64), (16, 16, 16), (17, 33, 20), (32, 64, 64), (33, 65, 33),
+    (64, 300, 24),
+    (129, 129, 64), (140, 520, 32), (1, 5, 64), (1, 64, 128), (1, 700, 64), (1, 3000, 32),
+]  # fmt: skip
+OPTIONS = {
+    "plain": {},
+    "causal": {"is_causal": True, "query_offset": 3},
+    "window": {"window": (20, 4), "query_offset": 2},
+    "softcap": {"softcap": 3.0, "scale": 0.4},
+    "alibi": {"alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0], np.float32)},
+    "everything": {
+        "is_causal": True, "query_offset": 40, "window": (200, 30), "softcap": 3.0, "scale": 0.4,
+        "alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0], np.float32),
+    },
+}  # fmt: skip
+HEADS, KV_HEADS = 4, 2
+
+every_size = pytest.mark.parametrize(("q_len", "kv_len", "head_dim"), SIZES)
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+
+
+def make(batch, q_len, kv_len, head_dim, seed=0):
+    return Random(seed).attention(batch, HEADS, q_len, kv_len, head_dim, kv_heads=KV_HEADS)
+
+
+def heads_last(array):
+    """(H, L, E) -> (L, H, E), the layout of varlen_attention."""
+    return array.transpose(1, 0, 2)
+
+
+@every_option
+@every_size
+def test_threads(num_threads, q_len, kv_len, head_dim, options):
+    for batch in (1, 5):
+        arrays = make(batch, q_len, kv_len, head_dim)
+        results = []
+        for threads in (1, 2, 3, 4):
+            num_threads(threads)
+            results += [fm.scaled_dot_product_attention(*arrays, **options) for _ in range(2)]
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
+@every_option
+@every_size
+def test_batch_and_place(q_len, kv_len, head_dim, options):
+    arrays = make(6, q_len, kv_len, head_dim)
+    whole = fm.scaled_dot_product_attention(*arrays, **options)
+    for n in range(6):
+        alone = fm.scaled_dot_product_attention(*(a[n : n + 1] for a in arrays), **options)
+        assert_same_bits(alone[0], whole[n], f"sequence {n} alone")
+        flat = fm.scaled_dot_product_attention(*(a[n] for a in arrays), **options)
+        assert_same_bits(flat, whole[n], f"sequence {n} without a batch axis")
+    order = [4, 0, 5, 5, 2]
+    shuffled = fm.scaled_dot_product_attention(*(a[order] for a in arrays), **options)
+    assert_same_bits(shuffled, whole[order], "another order")
+
+
+@every_size
+def test_other_heads(q_len, kv_len, head_dim):
+    """A head's result does not depend on the heads beside it either."""
+    query, key, value = make(2, q_len, kv_len, head_dim)
+    whole = fm.scaled_dot_product_attention(query, key, value)
+    for h in range(HEADS):
+        g = h * KV_HEADS // HEADS
+        alone = fm.scaled_dot_product_attention(
+            query[:, h : h + 1], key[:, g : g + 1], value[:, g : g + 1]
+        )
+        assert_same_bits(alone[:, 0], whole[:, h], f"head {h}")
+
+
+@every_option
+@every_size
+@pytest.mark.parametrize("extra", [1, 3, 30, 300])
+def test_padded_keys(q_len, kv_len, head_dim, options, extra):
+    """More keys past key_lengths, filled with NaN."""
+    query, key, value = make(3, q_len, kv_len, head_dim)
+    lengths = np.array([kv_len, kv_len // 2, 1])
+    padding = np.full((3, KV_HEADS, extra, head_dim), np.nan, np.float32)
+    padded = [np.concatenate([a, padding], 2) for a in (key, value)]
+    exact = fm.scaled_dot_product_attention(query, key, value, key_lengths=lengths, **options)
+    assert_same_bits(
+        fm.scaled_dot_product_attention(query, *padded, key_lengths=lengths, **options), exact
+    )
+    for n, length in enumerate(lengths):  # and exactly as if only the real keys were there
+        cut = [a[n : n + 1, :, :length] for a in (key, value)]
+        alone = fm.scaled_dot_product_attention(query[n : n + 1], *cut, **options)
+        assert_same_bits(alone[0], exact[n], f"sequence {n} without padding")
+
+
+@every_option
+@every_size
+@pytest.mark.parametrize("extra", [1, 3, 30, 130])
+def test_padded_queries(q_len, kv_len, head_dim, options, extra):
+    """More queries behind the real ones, filled with NaN."""
+    if q_len == 1:
+        q_len = 2  # one query may take the decode path, two and more may not differ
+    query, key, value = make(2, q_len, kv_len, head_dim)
+    padding = np.full((2, HEADS, extra, head_dim), np.nan, np.float32)
+    longer = np.concatenate([query, padding], 2)
+    exact = fm.scaled_dot_product_attention(query, key, value, **options)
+    out = fm.scaled_dot_product_attention(longer, key, value, **options)
+    assert_same_bits(out[:, :, :q_len], exact)
+
+
+@every_option
+def test_every_length_of_padding(options):
+    """The sequence sits at the start of longer and longer arrays: no tile edge changes it."""
+    query, key, value = make(1, 5, 9, 16)
+    exact = fm.scaled_dot_product_attention(query, key, value, **options)
+    for q_len in range(5, 70, 3):
+        for kv_len in range(9, 140, 13):
+            wide = [
+                np.full((1, a.shape[1], length, 16), np.nan, np.float32)
+                for a, length in ((query, q_len), (key, kv_len), (value, kv_len))
+            ]
+            for view, a in zip(wide, (query, key, value), strict=True):
+                view[:, :, : a.shape[2]] = a
+            out = fm.scaled_dot_product_attention(*wide, key_lengths=[9], **options)
+            assert_same_bits(out[:, :, :5], exact, f"padded to {q_len} queries, {kv_len} keys")
+
+
+RAGGED = [
+    ([5, 9, 2, 33], [5, 9, 2, 33]),
+    ([2, 64, 17], [300, 70, 5]),
+    ([3, 1, 40], [9, 30, 1]),  # a single query inside a call with longer ones
+    ([130, 129], [520, 140]),
+    ([1, 1, 1], [40, 700, 1]),  # every sequence has one query
+]
+
+
+@every_option
+@pytest.mark.parametrize(("q_lengths", "kv_lengths"), RAGGED, ids=str)
+def test_ragged_equals_padded(q_lengths, kv_lengths, options):
+    batch, dim = len(q_lengths), 24
+    query, key, value = make(batch, max(q_lengths), max(kv_lengths), dim)
+    for n in range(batch):
+        query[n, :, q_lengths[n] :] = np.nan
+        key[n, :, kv_lengths[n] :] = np.nan
+        value[n, :, kv_lengths[n] :] = np.nan
+    padded = fm.scaled_dot_product_attention(query, key, value, key_lengths=kv_lengths, **options)
+
+    def pack(array, lengths):
+        return np.concatenate(
+            [heads_last(array[n, :, :length]) for n, length in enumerate(lengths)]
+        )
+
+    cu_q, cu_k = np.r_[0, np.cumsum(q_lengths)], np.r_[0, np.cumsum(kv_lengths)]
+    packed = pack(query, q_lengths), pack(key, kv_lengths), pack(value, kv_lengths)
+    ragged = fm.varlen_attention(*packed, cu_q, cu_k, **options)
+    for n in range(batch):
+        rows = ragged[cu_q[n] : cu_q[n + 1]]
+        assert_same_bits(rows, heads_last(padded[n, :, : q_lengths[n]]), f"sequence {n}")
+
+
+@every_size
+def test_ragged_threads_and_order(num_threads, q_len, kv_len, head_dim):
+    arrays = [
+        np.ascontiguousarray(a.transpose(0, 2, 1, 3)) for a in make(4, q_len, kv_len, head_dim)
+    ]
+    cu_q, cu_k = np.arange(5) * q_len, np.arange(5) * kv_len
+
+    def run(order, cu_q=cu_q, cu_k=cu_k):
+        query, key, value = (a[order].reshape(-1, *a.shape[2:]) for a in arrays)
+        return fm.varlen_attention(query, key, value, cu_q, cu_k).reshape(
+            len(order), q_len, HEADS, -1
+        )
+
+    expected = run([0, 1, 2, 3])
+    for threads in (1, 2, 3, 4):
+        num_threads(threads)
+        assert_same_bits(run([0, 1, 2, 3]), expected)
+        assert_same_bits(run([3, 1, 0, 2]), expected[[3, 1, 0, 2]])
+    for n in range(4):
+        assert_same_bits(run([n], cu_q[:2], cu_k[:2])[0], expected[n])
+
+
+@every_size
+def test_strides_and_alignment(q_len, kv_len, head_dim):
+    from test_attention import LAYOUTS, layouts
+
+    arrays = make(2, q_len, kv_len, head_dim)
+    expected = fm.scaled_dot_product_attention(*arrays, is_causal=True, query_offset=3)
+    for layout in LAYOUTS:
+        views = [dict(layouts(a))[layout] for a in arrays]
+        out = fm.scaled_dot_product_attention(*views, is_causal=True, query_offset=3)
+        assert_same_bits(out, expected, layout)
+    for shift in range(1, 17):  # every place of the first float inside a cache line
+        views = []
+        for a in arrays:
+            memory = np.empty(a.size + 16, np.float32)
+            views.append(memory[shift : shift + a.size].reshape(a.shape))
+            views[-1][...] = a
+        out = fm.scaled_dot_product_attention(*views, is_causal=True, query_offset=3)
+        assert_same_bits(out, expected, f"shifted by {shift} floats")
+
+
+@every_size
+def test_run_after_run(q_len, kv_len, head_dim):
+    arrays = make(3, q_len, kv_len, head_dim)
+    first = fm.scaled_dot_product_attention(*arrays)
+    for _ in range(20):
+        # Calls of another shape in between leave their own traces in any scratch memory.
+        fm.scaled_dot_product_attention(*make(1, 9, 50, 40, seed=1))
+        assert_same_bits(fm.scaled_dot_product_attention(*arrays), first)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_cache_and_threads(num_threads, threads):
+    query, key, value = make(2, 1, 900, 64)
+
+    def run():
+        cache = fm.KVCache(2, KV_HEADS, 1000, 64)
+        cache.append(key, value)
+        return fm.attention_with_kvcache(query, cache)
+
+    num_threads(1)
+    expected = run()
+    num_threads(threads)
+    assert_same_bits(run(), expected)
+
+
+# ---- the other operations: one row's result does not depend on the rows around it ----
+
+ROWS = [
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    12,
+    13,
+    14,
+    15,
+    16,
+    17,
+    28,
+    31,
+    33,
+    56,
+    64,
+    65,
+    100,
+    128,
+    129,
+    225,
+    300,
+]
+
+
+@pytest.mark.parametrize(
+    ("in_features", "out_features"), [(3, 5), (64, 48), (512, 100), (700, 33), (2100, 64)]
+)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_linear_rows(num_threads, in_features, out_features, activation):
+    random = Random(0)
+    x, residual = random.normal(300, in_features), random.normal(300, out_features)
+    bias = random.normal(out_features)
+    linear = fm.Linear(random.normal(out_features, in_features), bias, activation=activation)
+    expected = linear(x, residual=residual)
+    for rows in ROWS:
+        for first in {0, 1, 300 - rows}:
+            some = slice(first, first + rows)
+            for threads in (1, 2, 4):
+                num_threads(threads)
+                out = linear(x[some], residual=residual[some])
+                assert_same_bits(
+                    out, expected[some], f"rows {first} to {first + rows}, {threads} threads"
+                )
+    assert_same_bits(
+        linear(x.reshape(3, 100, -1), residual=residual.reshape(3, 100, -1)).reshape(300, -1),
+        expected,
+    )
+    wide = np.full((300, in_features + 7), np.nan, np.float32)
+    wide[:, 3:-4] = x
+    assert_same_bits(linear(wide[:, 3:-4], residual=residual), expected, "strided rows")
+    assert_same_bits(linear(x[::-1], residual=residual[::-1]), expected[::-1], "reversed rows")
+    assert_same_bits(linear(np.asfortranarray(x), residual=residual), expected, "F-order")
+
+
+@pytest.mark.parametrize("features", [1, 7, 16, 64, 65, 512, 1000])
+@pytest.mark.parametrize(
+    "name", ["layer_norm", "rms_norm", "softmax", "gelu", "gelu_tanh", "silu", "relu"]
+)
+def test_row_operations(num_threads, name, features):
+    random = Random(0)
+    x, weight, bias = random.normal(400, features), random.normal(features), random.normal(features)
+    run = {
+        "layer_norm": lambda x: fm.layer_norm(x, weight, bias),
+        "rms_norm": lambda x: fm.rms_norm(x, weight),
+        "softmax": fm.softmax,
+        "gelu": fm.gelu,
+        "gelu_tanh": lambda x: fm.gelu(x, approximate="tanh"),
+        "silu": fm.silu,
+        "relu": fm.relu,
+    }[name]
+    expected = run(x)
+    for threads in (1, 2, 3, 4):
+        num_threads(threads)
+        assert_same_bits(run(x), expected, f"{threads} threads")
+    for rows in (1, 2, 3, 7, 16, 33):
+        for first in (0, 1, 400 - rows):
+            some = slice(first, first + rows)
+            assert_same_bits(run(x[some]), expected[some], f"rows {first} to {first + rows}")
+    assert_same_bits(run(x[5]), expected[5], "one row, one axis")
+    wide = np.full((400, features + 5), np.nan, np.float32)
+    wide[:, 1:-4] = x
+    assert_same_bits(run(wide[:, 1:-4]), expected, "strided rows")
+    assert_same_bits(run(np.asfortranarray(x)), expected, "F-order")
