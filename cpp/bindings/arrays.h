@@ -7,9 +7,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../src/check.h"
@@ -117,6 +119,28 @@ inline Input rows_input(const char* op, const char* name, py::handle object) {
   return {std::move(array), view};
 }
 
+inline std::string shape_text(const std::vector<py::ssize_t>& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += concat(i ? ", " : "", shape[i]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+// Whether two elements may lie on the same bytes: an axis must step over all that the smaller steps span.
+inline bool overlaps_itself(const py::array& array) {
+  std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // |stride|, extent
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    if (array.shape(i) == 0) return false;
+    if (array.shape(i) > 1) axes.emplace_back(std::abs(array.strides(i)), array.shape(i));
+  }
+  std::sort(axes.begin(), axes.end());
+  py::ssize_t span = array.itemsize();
+  for (const auto& [stride, extent] : axes) {
+    if (stride < span) return true;
+    span += stride * (extent - 1);
+  }
+  return false;
+}
+
 // Bytes that an array touches: [first, last).
 struct Extent {
   const char* first;
@@ -161,9 +185,10 @@ inline Output float_output(const char* op, py::handle out, const std::vector<py:
     require_float32(op, name, array);
     bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
     for (size_t i = 0; same && i < shape.size(); ++i) same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
-    FASTMHA_CHECK(same, op, ": ", name, " must have shape ",
-                  py::cast<std::string>(py::str(py::tuple(py::cast(shape)))), ", got ", shape_text(array));
+    FASTMHA_CHECK(same, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(array));
     FASTMHA_CHECK(array.writeable(), op, ": ", name, " must be writeable, got a read-only array");
+    FASTMHA_CHECK(!overlaps_itself(array), op, ": ", name,
+                  " must not be a view whose elements share memory (a broadcast); pass a new array");
     FASTMHA_CHECK(viewable(array), op, ": ", name, " must be aligned with a contiguous last axis; pass a ",
                   "C-contiguous array and copy from it");
     for (const py::array* input : inputs) {

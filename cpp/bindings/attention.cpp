@@ -52,11 +52,11 @@ struct Scores {
       params.alibi_slopes = slopes->view;
     }
     if (window.is_none()) return;
-    const bool pair = (py::isinstance<py::tuple>(window) || py::isinstance<py::list>(window)) && py::len(window) == 2;
-    if (!pair) {
-      throw py::type_error(concat(op, ": window must be None or a pair (left, right), got ",
-                                  py::cast<std::string>(py::repr(window))));
+    if (!py::isinstance<py::tuple>(window) && !py::isinstance<py::list>(window)) {
+      throw py::type_error(concat(op, ": window must be None or a pair of ints (left, right), got ", type_name(window)));
     }
+    FASTMHA_CHECK(py::len(window) == 2, op, ": window must be a pair (left, right), got ",
+                  py::cast<std::string>(py::repr(window)));
     const auto side = [&](int i) {
       const py::object value = window[py::int_(i)];
       return value.is_none() ? int64_t{-1} : integer(op, i == 0 ? "window left" : "window right", value);

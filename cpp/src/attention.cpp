@@ -119,6 +119,9 @@ void check_tensors(const char* op, const ConstView& query, const ConstView& key,
                 shape_text(query), " and ", shape_text(key));
   FASTMHA_CHECK(query.shape[last] > 0, op, ": head_dim (last axis of query) must be at least 1, got shape ",
                 shape_text(query));
+  FASTMHA_CHECK(rank == 3 || (query.shape[0] == key.shape[0] && key.shape[0] == value.shape[0]), op,
+                ": query, key and value must have the same batch (axis 0), got ", shape_text(query), ", ",
+                shape_text(key), " and ", shape_text(value));
   for (int axis = 0; axis < last; ++axis) {
     FASTMHA_CHECK(key.shape[axis] == value.shape[axis], op, ": key and value must agree on all axes but the last, got ",
                   shape_text(key), " and ", shape_text(value));
@@ -417,8 +420,6 @@ void run(const Plan& plan) {
 Plan dense_plan(const char* op, const ConstView& query, const ConstView& key, const ConstView& value,
                 const MutableView& out, const AttentionParams& params) {
   check_tensors(op, query, key, value, out, 4, 1);
-  FASTMHA_CHECK(query.shape[0] == key.shape[0], op, ": query and key must have the same batch (axis 0), got ",
-                shape_text(query), " and ", shape_text(key));
   Plan plan;
   plan.batch = query.shape[0];
   plan.heads = query.shape[1];
@@ -512,7 +513,6 @@ void varlen_attention(const ConstView& query, const ConstView& key, const ConstV
                       const MutableView& out, const AttentionParams& params) {
   const char* op = "varlen_attention";
   check_tensors(op, query, key, value, out, 3, 1);
-  FASTMHA_CHECK(key.shape[0] == value.shape[0], op, ": key and value must have the same tokens");
   FASTMHA_CHECK(sequences >= 0 && cu_seqlens_q && cu_seqlens_k, op, ": cu_seqlens must have at least 1 entry");
   FASTMHA_CHECK(params.attn_mask.empty() && params.key_lengths == nullptr && params.weights.empty(), op,
                 ": attn_mask, key_lengths and weights are not for ragged input");
