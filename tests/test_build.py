@@ -89,7 +89,7 @@ def test_kernel_objects_have_no_weak_symbols(kernels):
 
 def test_kernel_objects_need_only_plain_c(kernels):
     """No C++ library, no allocation, no exceptions, no threads: those live outside of kernels."""
-    allowed = {"memcpy", "memset", "memmove", "_GLOBAL_OFFSET_TABLE_"}
+    allowed = {"memcpy", "memset", "memmove", "logf", "sqrtf", "_GLOBAL_OFFSET_TABLE_"}
     for path, table in kernels.items():
         needed = {name for name, kind in table.items() if kind == "U"} - allowed
         assert not needed, f"{path.name}: {sorted(needed)}"

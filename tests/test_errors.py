@@ -132,6 +132,7 @@ WRONG_VALUES = {
     "ranks differ": (["key"], lambda: sdpa(k=K[0])),
     "value rank differs": (["value"], lambda: sdpa(v=V[0])),
     "batch differs": (["batch", "2", "1"], lambda: sdpa(k=K[:1])),
+    "batch of key and value differ": (["batch", "2", "1"], lambda: sdpa(k=K[:1], v=V[:1])),
     "value batch differs": (["batch", "2", "1"], lambda: sdpa(v=V[:1])),
     "head_dim differs": (["8", "6"], lambda: sdpa(k=K[..., :6])),
     "kv_len differs": (["7", "5"], lambda: sdpa(v=V[:, :, :5])),

@@ -22,9 +22,10 @@ TESTS = Path(__file__).parent
 def run(code, *, timeout=120, **environment):
     """Python in a process of its own, with FASTMHA_* and OMP_* as given here and nothing else."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FASTMHA_", "OMP_"))}
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env={**kept, "PYTHONPATH": str(TESTS), **environment},
+        env={**kept, "PYTHONPATH": path, **environment},
         capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 
