@@ -14,9 +14,9 @@ int64_t ceil_div(int64_t a, int64_t b) {
 
 // A row block of x is read once per panel of the task and should stay in L2 (1 to 2 MiB on current servers,
 // shared with the panel and the output).
-constexpr int64_t kRowBlockBytes = 768 << 10;
+constexpr int64_t kRowBlockBytes = 512 << 10;
 // Past this many rows the weights of a panel are reused often enough that more rows gain nothing.
-constexpr int64_t kMaxRowBlock = 336;
+constexpr int64_t kMaxRowBlock = 168;
 // Tasks per thread that even out cores of unequal speed, as long as a task is not so short that sharing it
 // out shows.
 constexpr int64_t kTasksPerThread = 8;
