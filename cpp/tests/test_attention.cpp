@@ -1,0 +1,283 @@
+// Attention kernels one by one on every instruction set against a double oracle, then the public functions. Buffers
+// are exactly as large as they must be, so that AddressSanitizer sees a read past an edge.
+#include "fastmha/attention.h"
+
+#include <algorithm>
+
+#include "src/isa.h"
+#include "tests/test.h"
+
+using namespace fastmha;
+using namespace fastmha::test;
+
+namespace {
+
+// One head and what it should give.
+struct Problem {
+  int64_t q_len, kv_len, head_dim, value_dim;
+  std::vector<float> query, key, value, out, weights, lse;
+  AttentionHead head;
+
+  Problem(int64_t q_len_, int64_t kv_len_, int64_t head_dim_, int64_t value_dim_, uint32_t seed = 0)
+      : q_len(q_len_), kv_len(kv_len_), head_dim(head_dim_), value_dim(value_dim_) {
+    Random random(seed);
+    query = random.normals(q_len * head_dim);
+    key = random.normals(kv_len * head_dim);
+    value = random.normals(kv_len * value_dim);
+    out.assign(static_cast<size_t>(q_len * value_dim), kNan);
+    weights.assign(static_cast<size_t>(q_len * kv_len), kNan);
+    lse.assign(static_cast<size_t>(q_len), kNan);
+    head.query = query.data();
+    head.key = key.data();
+    head.value = value.data();
+    head.out = out.data();
+    head.query_stride = head.key_stride = head_dim;
+    head.value_stride = head.out_stride = value_dim;
+    head.q_len = q_len;
+    head.kv_len = kv_len;
+    head.head_dim = head_dim;
+    head.value_dim = value_dim;
+    head.scale = static_cast<float>(1.44269504088896341 / std::sqrt(static_cast<double>(head_dim)));
+    head.weights = weights.data();
+    head.weights_stride = kv_len;
+    head.lse = lse.data();
+    head.lse_stride = 1;
+  }
+
+  bool visible(int64_t i, int64_t j) const {
+    if (j < i + head.offset - head.left || j > i + head.offset + head.right) return false;
+    return head.mask_kind != MaskKind::kBool ||
+           static_cast<const uint8_t*>(head.mask)[i * head.mask_query_stride + j * head.mask_key_stride] != 0;
+  }
+
+  // Largest difference to float64 of out, weights and lse; NaN counts as infinite.
+  double error() const {
+    double worst = 0;
+    const auto compare = [&](double got, double expected) {
+      const double difference = got == expected ? 0 : std::abs(got - expected);
+      worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
+    };
+    for (int64_t i = 0; i < q_len; ++i) {
+      std::vector<double> score(static_cast<size_t>(kv_len));
+      double top = -INFINITY;
+      for (int64_t j = 0; j < kv_len; ++j) {
+        double dot = 0;
+        for (int64_t d = 0; d < head_dim; ++d) dot += double{query[i * head_dim + d]} * key[j * head_dim + d];
+        score[j] = visible(i, j) ? dot / std::sqrt(static_cast<double>(head_dim)) : -INFINITY;
+        top = std::max(top, score[j]);
+      }
+      double sum = 0;
+      for (double& s : score) {
+        s = top == -INFINITY ? 0.0 : std::exp(s - top);
+        sum += s;
+      }
+      for (int64_t j = 0; j < kv_len; ++j) compare(weights[i * kv_len + j], sum == 0 ? 0 : score[j] / sum);
+      compare(lse[i], sum == 0 ? -INFINITY : top + std::log(sum));
+      for (int64_t d = 0; d < value_dim; ++d) {
+        double expected = 0;
+        for (int64_t j = 0; j < kv_len; ++j) {
+          if (visible(i, j)) expected += score[j] / (sum == 0 ? 1 : sum) * value[j * value_dim + d];
+        }
+        compare(out[i * value_dim + d], expected);
+      }
+    }
+    return worst;
+  }
+};
+
+// Scores are below about 6 in size here: head_dim products of rounding 2^-24 each, then exp, then averages of values
+// below about 6. 1e-5 holds all of it with a margin of 3; a wrong key or lane is off by 0.01 and more.
+constexpr double kTolerance = 1e-5;
+
+void run_panels(const AttentionKernels& kernels, const AttentionHead& head) {
+  std::vector<float> scratch(kernels.panel_scratch(head.head_dim, head.value_dim) + 16, kNan);
+  for (int64_t first = 0; first < head.q_len; first += kernels.bq) kernels.panel(head, first, scratch.data());
+}
+
+void run_decode(const AttentionKernels& kernels, const AttentionHead& head) {
+  std::vector<float> scratch(kernels.decode_scratch(1, head.value_dim), kNan);
+  std::vector<float> total(static_cast<size_t>(2 + head.value_dim)), piece(total);
+  kernels.decode({&head, 1}, 0, total.data(), scratch.data());
+  for (int64_t index = 1; index * kernels.split < head.kv_len; ++index) {
+    kernels.decode({&head, 1}, index, piece.data(), scratch.data());
+    kernels.decode_merge(total.data(), piece.data(), head.value_dim);
+  }
+  kernels.decode_finish(head, total.data());
+}
+
+}  // namespace
+
+TEST(panel_sizes_around_tile_edges) {
+  for (const Isa* isa : runnable_isas()) {
+    const AttentionKernels& kernels = *isa->attention;
+    const int64_t bq = kernels.bq, bk = kernels.bk;
+    for (int64_t q_len : {int64_t{1}, bq / 2 - 1, bq / 2, bq / 2 + 1, bq - 1, bq, bq + 1}) {
+      for (int64_t kv_len : {int64_t{1}, int64_t{13}, int64_t{14}, int64_t{15}, bk - 1, bk, bk + 1}) {
+        for (int64_t dim : {1, 3, 15, 16, 17, 64}) {
+          Problem problem(q_len, kv_len, dim, dim == 3 ? 33 : dim);
+          run_panels(kernels, problem.head);
+          CHECK(problem.error() < kTolerance, kernels.name, " q_len ", q_len, " kv_len ", kv_len, " dim ", dim,
+                " error ", problem.error());
+        }
+      }
+    }
+  }
+}
+
+TEST(panel_windows_and_offsets) {
+  for (const Isa* isa : runnable_isas()) {
+    const AttentionKernels& kernels = *isa->attention;
+    for (int64_t offset : {-70, -1, 0, 3, 200, 400}) {
+      for (int64_t left : {int64_t{0}, int64_t{5}, int64_t{150}, AttentionHead::kOpenSide}) {
+        for (int64_t right : {int64_t{0}, int64_t{7}, AttentionHead::kOpenSide}) {
+          Problem problem(67, 300, 16, 16);
+          problem.head.offset = offset;
+          problem.head.left = left;
+          problem.head.right = right;
+          run_panels(kernels, problem.head);
+          CHECK(problem.error() < kTolerance, kernels.name, " offset ", offset, " left ", left, " right ", right,
+                " error ", problem.error());
+        }
+      }
+    }
+  }
+}
+
+// 0 * NaN is NaN: what a masked key holds must be stepped over, pair by pair.
+TEST(panel_never_reads_masked_values) {
+  for (const Isa* isa : runnable_isas()) {
+    const AttentionKernels& kernels = *isa->attention;
+    Problem problem(40, 140, 16, 20);
+    std::vector<uint8_t> mask(40 * 140);
+    for (int64_t i = 0; i < 40; ++i) {
+      for (int64_t j = 0; j < 140; ++j) mask[i * 140 + j] = (i * 7 + j * 3) % 5 != 0 && j % 11 != 4;
+    }
+    problem.head.mask = mask.data();
+    problem.head.mask_kind = MaskKind::kBool;
+    problem.head.mask_query_stride = 140;
+    problem.head.mask_key_stride = 1;
+    for (int64_t j = 4; j < 140; j += 11) {
+      std::fill_n(&problem.key[j * 16], 16, kNan);
+      std::fill_n(&problem.value[j * 20], 20, kInf);
+    }
+    run_panels(kernels, problem.head);
+    CHECK(problem.error() < kTolerance, kernels.name, " error ", problem.error());
+  }
+}
+
+TEST(panel_lanes_do_not_depend_on_each_other) {
+  for (const Isa* isa : runnable_isas()) {
+    const AttentionKernels& kernels = *isa->attention;
+    Problem all(2 * kernels.bq, 300, 33, 17);
+    all.head.right = 0;
+    all.head.offset = 100;
+    run_panels(kernels, all.head);
+    const int64_t row = kernels.bq + 3;
+    Problem alone(2 * kernels.bq, 300, 33, 17);
+    alone.head.right = 0;
+    alone.head.offset = 100 + row;
+    alone.head.query += row * 33;
+    alone.head.q_len = 1;
+    run_panels(kernels, alone.head);
+    for (int64_t d = 0; d < 17; ++d) CHECK(same_bits(alone.out[d], all.out[row * 17 + d]), kernels.name, " feature ", d);
+  }
+}
+
+TEST(decode_sizes_around_pieces) {
+  for (const Isa* isa : runnable_isas()) {
+    const AttentionKernels& kernels = *isa->attention;
+    for (int64_t kv_len : {int64_t{1}, int64_t{15}, int64_t{17}, int64_t{kernels.split} - 1, int64_t{kernels.split},
+                           int64_t{kernels.split} + 1, int64_t{3} * kernels.split + 5}) {
+      for (int64_t dim : {1, 15, 16, 17, 64, 80, 129}) {
+        Problem problem(1, kv_len, dim, dim == 80 ? 200 : dim);
+        run_decode(kernels, problem.head);
+        CHECK(problem.error() < kTolerance, kernels.name, " kv_len ", kv_len, " dim ", dim, " error ",
+              problem.error());
+      }
+    }
+  }
+}
+
+TEST(decode_agrees_with_panel) {
+  for (const Isa* isa : runnable_isas()) {
+    const AttentionKernels& kernels = *isa->attention;
+    Problem problem(1, 700, 64, 64);
+    problem.head.offset = 650;
+    problem.head.left = 600;
+    problem.head.right = 0;
+    run_decode(kernels, problem.head);
+    CHECK(problem.error() < kTolerance, kernels.name, " decode error ", problem.error());
+    run_panels(kernels, problem.head);
+    CHECK(problem.error() < kTolerance, kernels.name, " panel error ", problem.error());
+  }
+}
+
+TEST(ragged_equals_dense) {
+  Random random(1);
+  const int64_t lengths[] = {5, 40, 1, 0, 133};
+  const int64_t cu_seqlens[] = {0, 5, 45, 46, 46, 179};
+  const int64_t heads = 3, dim = 20, longest = 133;
+  const std::vector<float> q = random.normals(179 * heads * dim), k = random.normals(179 * heads * dim),
+                           v = random.normals(179 * heads * dim);
+  std::vector<float> ragged(q.size(), kNan);
+  const auto packed = [&](const std::vector<float>& data) { return ConstView(data.data(), {179, heads, dim}); };
+  AttentionParams params;
+  params.is_causal = true;
+  varlen_attention(packed(q), packed(k), packed(v), cu_seqlens, cu_seqlens, 5, MutableView(ragged.data(), {179, heads, dim}),
+                   params);
+
+  // The same, padded with NaN.
+  std::vector<float> padded[3];
+  for (int t = 0; t < 3; ++t) {
+    const std::vector<float>& from = t == 0 ? q : t == 1 ? k : v;
+    padded[t].assign(static_cast<size_t>(5 * longest * heads * dim), kNan);
+    for (int64_t n = 0; n < 5; ++n) {
+      std::copy_n(&from[cu_seqlens[n] * heads * dim], lengths[n] * heads * dim, &padded[t][n * longest * heads * dim]);
+    }
+  }
+  std::vector<float> out(padded[0].size());
+  const auto view = [&](const std::vector<float>& data) {
+    return ConstView(data.data(), {5, heads, longest, dim}, {longest * heads * dim, dim, heads * dim, 1});
+  };
+  params.key_lengths = lengths;
+  scaled_dot_product_attention(view(padded[0]), view(padded[1]), view(padded[2]),
+                               MutableView(out.data(), {5, heads, longest, dim}, {longest * heads * dim, dim, heads * dim, 1}),
+                               params);
+  for (int64_t n = 0; n < 5; ++n) {
+    for (int64_t at = 0; at < lengths[n] * heads * dim; ++at) {
+      CHECK(same_bits(out[n * longest * heads * dim + at], ragged[cu_seqlens[n] * heads * dim + at]), "sequence ", n,
+            " element ", at);
+    }
+  }
+}
+
+TEST(cache_refuses_what_does_not_fit) {
+  Random random(2);
+  std::vector<float> key(2 * 2 * 8 * 4, 0.0f), value(key);
+  int64_t lengths[] = {6, 3};
+  const KVCacheView cache{MutableView(key.data(), {2, 2, 8, 4}), MutableView(value.data(), {2, 2, 8, 4}), lengths};
+  const std::vector<float> rows = random.normals(2 * 2 * 3 * 4);
+  const ConstView three(rows.data(), {2, 2, 3, 4});
+  CHECK_THROWS(kv_cache_append(cache, three, three), "the cache is full");
+  CHECK(lengths[0] == 6 && lengths[1] == 3 && std::count(key.begin(), key.end(), 0.0f) == 128, "changed on failure");
+  const int64_t counts[] = {2, 3};
+  kv_cache_append(cache, three, three, counts);
+  CHECK(lengths[0] == 8 && lengths[1] == 6, lengths[0], " ", lengths[1]);
+  CHECK(key[6 * 4] == rows[0] && key[(2 * 8 + 3) * 4] == rows[2 * 3 * 4], "rows are elsewhere");
+}
+
+TEST(errors_name_what_came) {
+  std::vector<float> data(1000);
+  const ConstView q(data.data(), {1, 3, 5, 8}), k(data.data(), {1, 2, 5, 8});
+  const MutableView out(data.data() + 500, {1, 3, 5, 8});
+  CHECK_THROWS(scaled_dot_product_attention(q, k, k, out), "heads (3) must be a multiple of kv_heads (2)");
+  const int64_t long_length = 6;
+  AttentionParams params;
+  params.key_lengths = &long_length;
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "key_lengths must be from 0 to kv_len (5), got 6");
+  params = {};
+  params.window_left = -2;
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "window");
+}
+
+TEST_MAIN()
