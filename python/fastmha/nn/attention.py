@@ -289,9 +289,7 @@ class MultiHeadAttention(Module):
         q, k, v = self._project(query, key, value, 3)
         if cache is None:
             weights = None
-            out = np.empty(
-                q.shape, np.float32
-            )  # (batch, q_len, heads, head_dim): heads join in place
+            out = np.empty(q.shape, np.float32)  # (batch, q_len, heads, head_dim)
             attended = _core.scaled_dot_product_attention(
                 q.transpose(0, 2, 1, 3),
                 k.transpose(0, 2, 1, 3),
@@ -310,7 +308,7 @@ class MultiHeadAttention(Module):
             )
             if return_weights:
                 weights = attended[1]
-            joined = self.out_proj(out.reshape(*out.shape[:2], -1), residual=residual)
+            joined = self.out_proj(out.reshape(query.shape), residual=residual)
             if key is None and key_lengths is not None:
                 padding = ~valid_rows(np.asarray(key_lengths), query.shape[1])
                 joined[padding] = 0

@@ -385,7 +385,8 @@ class Generation:
         """Append one token to every hypothesis; (hypotheses, tgt_vocab_size) for the one after
         it."""
         model = self._model
-        x = model.embed_next(tokens, self._position)[:, None]  # (hypotheses, 1, d_model)
+        x = model.embed_next(tokens, self._position)
+        x = x.reshape(len(x), 1, model.d_model)  # one position each
         x = model.decoder(x, self._memory, memory_cu_seqlens=self._memory_bounds, cache=self._cache)
         self._memory = None  # its keys and values are in the cache now
         self._position += 1
