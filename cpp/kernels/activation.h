@@ -7,21 +7,31 @@
 namespace fastmha {
 namespace {
 
+// Beyond this, below zero, gelu and silu are 0 in float32. Arguments are held there: -infinity gives 0, the
+// limit, where the formulas would give -infinity * 0.
+constexpr float kGeluFloor = -20.0f;
+constexpr float kSiluFloor = -200.0f;
+
+// NaN gives NaN: max and min return their second argument when one is NaN.
 template <Activation F>
 FASTMHA_INLINE Vec activate(Vec x) {
+  const Vec one = Vec::set1(1.0f);
   if constexpr (F == Activation::kRelu) {
-    return max(Vec::zero(), x);  // the second argument when one is NaN
+    return max(Vec::zero(), x);
   } else if constexpr (F == Activation::kGelu) {
-    // x Phi(x) = x - x Q(x) for x >= 0 and x Q(-x) below, Q the upper tail: no cancellation on either side.
-    const Vec part = x * normal_tail(abs(x));
-    return select(less(x, Vec::zero()), part, x - part);
+    // x Phi(x) = max(x, 0) - |x| Q(|x|), Q the upper tail of the normal distribution: no cancellation on
+    // either side.
+    const Vec magnitude = min(Vec::set1(-kGeluFloor), abs(x));
+    return max(Vec::zero(), x) - magnitude * normal_tail(magnitude);
   } else if constexpr (F == Activation::kGeluTanh) {
     // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) holds its relative accuracy for u far below 0, where 1 + tanh(u)
     // has none. -2u = x (a + b x^2), a = -2 sqrt(2/pi), b = 0.044715 a.
+    x = max(Vec::set1(kGeluFloor), x);
     const Vec u = x * fma(Vec::set1(-0.0713548162726f), x * x, Vec::set1(-1.5957691216057f));
-    return x / (Vec::set1(1.0f) + exp(u));
+    return x / (one + exp(u));
   } else if constexpr (F == Activation::kSilu) {
-    return x / (Vec::set1(1.0f) + exp(Vec::zero() - x));
+    x = max(Vec::set1(kSiluFloor), x);
+    return x / (one + exp(Vec::zero() - x));
   } else {
     return x;
   }

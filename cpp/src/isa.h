@@ -1,6 +1,8 @@
 // Which kernels run: one row per instruction set, best first.
 #pragma once
 
+#include <vector>
+
 #include "../kernels/attention.h"
 #include "../kernels/gemm.h"
 #include "../kernels/rowwise.h"
@@ -17,5 +19,7 @@ struct Isa {
 
 // The first row that this CPU supports, or the one that FASTMHA_ISA names. Decided once.
 const Isa& active_isa();
+// Those that this CPU can run, best first (the tests run them all).
+std::vector<const Isa*> runnable_isas();
 
 }  // namespace fastmha

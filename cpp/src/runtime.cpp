@@ -72,11 +72,17 @@ const Isa& active_isa() {
 
 const char* isa() { return active_isa().name; }
 
+std::vector<const Isa*> runnable_isas() {
+  std::vector<const Isa*> runnable;
+  for (const Isa& isa : kIsas) {
+    if (isa.supported()) runnable.push_back(&isa);
+  }
+  return runnable;
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> available;
-  for (const Isa& isa : kIsas) {
-    if (isa.supported()) available.emplace_back(isa.name);
-  }
+  for (const Isa* isa : runnable_isas()) available.emplace_back(isa->name);
   return available;
 }
 
