@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks; ``python -m bench`` runs them, README.md says how to read them."""
