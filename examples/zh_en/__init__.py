@@ -1,0 +1,1 @@
+"""The pieces of the Chinese-to-English demo: grammar, data and tokenisers, model."""
