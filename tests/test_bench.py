@@ -1,4 +1,4 @@
-"""The benchmark harness: it refuses to time wrong answers, and its command leaves a complete JSON."""
+"""The benchmark harness: it refuses to time wrong answers; its command leaves JSON."""
 
 import json
 import subprocess
