@@ -12,6 +12,9 @@
 // how high it is. Blocks of bk keys count from key 0. So a query's result depends on its own visible keys alone, bit
 // for bit, whatever panel, batch, padding or thread it is in.
 //
+// One panel passes over all its keys before the next one starts. Two panels that share each tile of K and V, so that
+// it comes from the second-level cache half as often, measured the same within 2% at head_dim 64 and 128.
+//
 // A masked (query, key) pair never contributes: its score is replaced (not biased) by -infinity, whose weight is
 // exactly 0, and where a masked value row might hold NaN or infinity (0 * NaN is NaN) the product is skipped by
 // selection.

@@ -1,5 +1,5 @@
-// Attention kernels one by one on every instruction set against a double oracle, then the public functions. Buffers
-// are exactly as large as they must be, so that AddressSanitizer sees a read past an edge.
+// Attention kernels one by one on every instruction set against a double oracle, then the public functions.
+// Buffers are exactly as large as they must be, so that AddressSanitizer sees a read past an edge.
 #include "fastmha/attention.h"
 
 #include <algorithm>
@@ -85,8 +85,8 @@ struct Problem {
   }
 };
 
-// Scores are below about 6 in size here: head_dim products of rounding 2^-24 each, then exp, then averages of values
-// below about 6. 1e-5 holds all of it with a margin of 3; a wrong key or lane is off by 0.01 and more.
+// Scores are below about 6 in size here: head_dim products of rounding 2^-24 each, then exp, then averages of
+// values below about 6. 1e-5 holds all of it with a margin of 3; a wrong key or lane is off by 0.01 and more.
 constexpr double kTolerance = 1e-5;
 
 void run_panels(const AttentionKernels& kernels, const AttentionHead& head) {
@@ -116,8 +116,8 @@ TEST(panel_sizes_around_tile_edges) {
         for (int64_t dim : {1, 3, 15, 16, 17, 64}) {
           Problem problem(q_len, kv_len, dim, dim == 3 ? 33 : dim);
           run_panels(kernels, problem.head);
-          CHECK(problem.error() < kTolerance, kernels.name, " q_len ", q_len, " kv_len ", kv_len, " dim ", dim,
-                " error ", problem.error());
+          CHECK(problem.error() < kTolerance, kernels.name, " q_len ", q_len, " kv_len ", kv_len, " dim ",
+                dim, " error ", problem.error());
         }
       }
     }
@@ -135,8 +135,8 @@ TEST(panel_windows_and_offsets) {
           problem.head.left = left;
           problem.head.right = right;
           run_panels(kernels, problem.head);
-          CHECK(problem.error() < kTolerance, kernels.name, " offset ", offset, " left ", left, " right ", right,
-                " error ", problem.error());
+          CHECK(problem.error() < kTolerance, kernels.name, " offset ", offset, " left ", left, " right ",
+                right, " error ", problem.error());
         }
       }
     }
@@ -179,15 +179,17 @@ TEST(panel_lanes_do_not_depend_on_each_other) {
     alone.head.query += row * 33;
     alone.head.q_len = 1;
     run_panels(kernels, alone.head);
-    for (int64_t d = 0; d < 17; ++d) CHECK(same_bits(alone.out[d], all.out[row * 17 + d]), kernels.name, " feature ", d);
+    for (int64_t d = 0; d < 17; ++d)
+      CHECK(same_bits(alone.out[d], all.out[row * 17 + d]), kernels.name, " feature ", d);
   }
 }
 
 TEST(decode_sizes_around_pieces) {
   for (const Isa* isa : runnable_isas()) {
     const AttentionKernels& kernels = *isa->attention;
-    for (int64_t kv_len : {int64_t{1}, int64_t{15}, int64_t{17}, int64_t{kernels.split} - 1, int64_t{kernels.split},
-                           int64_t{kernels.split} + 1, int64_t{3} * kernels.split + 5}) {
+    for (int64_t kv_len :
+         {int64_t{1}, int64_t{15}, int64_t{17}, int64_t{kernels.split} - 1, int64_t{kernels.split},
+          int64_t{kernels.split} + 1, int64_t{3} * kernels.split + 5}) {
       for (int64_t dim : {1, 15, 16, 17, 64, 80, 129}) {
         Problem problem(1, kv_len, dim, dim == 80 ? 200 : dim);
         run_decode(kernels, problem.head);
@@ -220,11 +222,13 @@ TEST(ragged_equals_dense) {
   const std::vector<float> q = random.normals(179 * heads * dim), k = random.normals(179 * heads * dim),
                            v = random.normals(179 * heads * dim);
   std::vector<float> ragged(q.size(), kNan);
-  const auto packed = [&](const std::vector<float>& data) { return ConstView(data.data(), {179, heads, dim}); };
+  const auto packed = [&](const std::vector<float>& data) {
+    return ConstView(data.data(), {179, heads, dim});
+  };
   AttentionParams params;
   params.is_causal = true;
-  varlen_attention(packed(q), packed(k), packed(v), cu_seqlens, cu_seqlens, 5, MutableView(ragged.data(), {179, heads, dim}),
-                   params);
+  varlen_attention(packed(q), packed(k), packed(v), cu_seqlens, cu_seqlens, 5,
+                   MutableView(ragged.data(), {179, heads, dim}), params);
 
   // The same, padded with NaN.
   std::vector<float> padded[3];
@@ -232,7 +236,8 @@ TEST(ragged_equals_dense) {
     const std::vector<float>& from = t == 0 ? q : t == 1 ? k : v;
     padded[t].assign(static_cast<size_t>(5 * longest * heads * dim), kNan);
     for (int64_t n = 0; n < 5; ++n) {
-      std::copy_n(&from[cu_seqlens[n] * heads * dim], lengths[n] * heads * dim, &padded[t][n * longest * heads * dim]);
+      std::copy_n(&from[cu_seqlens[n] * heads * dim], lengths[n] * heads * dim,
+                  &padded[t][n * longest * heads * dim]);
     }
   }
   std::vector<float> out(padded[0].size());
@@ -240,13 +245,14 @@ TEST(ragged_equals_dense) {
     return ConstView(data.data(), {5, heads, longest, dim}, {longest * heads * dim, dim, heads * dim, 1});
   };
   params.key_lengths = lengths;
-  scaled_dot_product_attention(view(padded[0]), view(padded[1]), view(padded[2]),
-                               MutableView(out.data(), {5, heads, longest, dim}, {longest * heads * dim, dim, heads * dim, 1}),
-                               params);
+  scaled_dot_product_attention(
+      view(padded[0]), view(padded[1]), view(padded[2]),
+      MutableView(out.data(), {5, heads, longest, dim}, {longest * heads * dim, dim, heads * dim, 1}),
+      params);
   for (int64_t n = 0; n < 5; ++n) {
     for (int64_t at = 0; at < lengths[n] * heads * dim; ++at) {
-      CHECK(same_bits(out[n * longest * heads * dim + at], ragged[cu_seqlens[n] * heads * dim + at]), "sequence ", n,
-            " element ", at);
+      CHECK(same_bits(out[n * longest * heads * dim + at], ragged[cu_seqlens[n] * heads * dim + at]),
+            "sequence ", n, " element ", at);
     }
   }
 }
@@ -255,11 +261,13 @@ TEST(cache_refuses_what_does_not_fit) {
   Random random(2);
   std::vector<float> key(2 * 2 * 8 * 4, 0.0f), value(key);
   int64_t lengths[] = {6, 3};
-  const KVCacheView cache{MutableView(key.data(), {2, 2, 8, 4}), MutableView(value.data(), {2, 2, 8, 4}), lengths};
+  const KVCacheView cache{MutableView(key.data(), {2, 2, 8, 4}), MutableView(value.data(), {2, 2, 8, 4}),
+                          lengths};
   const std::vector<float> rows = random.normals(2 * 2 * 3 * 4);
   const ConstView three(rows.data(), {2, 2, 3, 4});
   CHECK_THROWS(kv_cache_append(cache, three, three), "the cache is full");
-  CHECK(lengths[0] == 6 && lengths[1] == 3 && std::count(key.begin(), key.end(), 0.0f) == 128, "changed on failure");
+  CHECK(lengths[0] == 6 && lengths[1] == 3 && std::count(key.begin(), key.end(), 0.0f) == 128,
+        "changed on failure");
   const int64_t counts[] = {2, 3};
   kv_cache_append(cache, three, three, counts);
   CHECK(lengths[0] == 8 && lengths[1] == 6, lengths[0], " ", lengths[1]);
@@ -274,7 +282,8 @@ TEST(errors_name_what_came) {
   const int64_t long_length = 6;
   AttentionParams params;
   params.key_lengths = &long_length;
-  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "key_lengths must be from 0 to kv_len (5), got 6");
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params),
+               "key_lengths must be from 0 to kv_len (5), got 6");
   params = {};
   params.window_left = -2;
   CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "window");

@@ -1,8 +1,7 @@
 """What a decoder remembers while it generates.
 
 Per hypothesis the keys and values of its own positions, which grow; per source those of the
-encoder's output, which are computed once and never copied: the hypotheses of a source attend to
-them together, and a source that has left simply has no queries any more.
+encoder's output, which are computed once: the hypotheses of a source attend to them together.
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike
 from fastmha._types import Float32, Int64
 from fastmha.cache import KVCache
 from fastmha.nn.module import check_size
+from fastmha.nn.ragged import cumulative
 
 __all__ = ["DecoderBlockCache", "DecoderCache"]
 
@@ -27,17 +27,21 @@ class DecoderBlockCache:
         following.
     """
 
-    __slots__ = ("_active", "_batch", "_bounds", "_memory", "beam_size", "self_attn")
+    __slots__ = ("_bounds", "_memory", "beam_size", "self_attn")
 
     def __init__(
         self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, beam_size: int
     ) -> None:
         check_size("new_cache", batch=batch, capacity=capacity, beam_size=beam_size)
-        self._batch, self.beam_size = batch, beam_size
+        self.beam_size = beam_size
         self._memory: tuple[Float32, Float32, Int64] | None = None
-        self._active = np.arange(batch)
-        self._bounds: tuple[int, Int64] | None = None
+        self._bounds = np.arange(batch + 1)
         self.self_attn = KVCache(batch * beam_size, num_kv_heads, capacity, head_dim)
+
+    @property
+    def batch(self) -> int:
+        """How many sources are still here."""
+        return self.self_attn.batch // self.beam_size
 
     @property
     def has_memory(self) -> bool:
@@ -52,21 +56,16 @@ class DecoderBlockCache:
 
     def set_memory(self, key: Float32, value: Float32, cu_seqlens: Int64) -> None:
         """Keep the keys and values of the encoder's output."""
-        if len(cu_seqlens) - 1 != self._batch:
+        if len(cu_seqlens) - 1 != self.batch:
             raise ValueError(
-                f"DecoderBlock: the cache is for {self._batch} sources, "
+                f"DecoderBlock: the cache is for {self.batch} sources, "
                 f"memory holds {len(cu_seqlens) - 1}"
             )
         self._memory = key, value, cu_seqlens
 
     def query_bounds(self, length: int) -> Int64:
-        """The cumulative query rows of each source, of those that have left too (they have
-        none)."""
-        if self._bounds is None or self._bounds[0] != length:
-            rows = np.zeros(self._batch + 1, np.int64)
-            rows[1 + self._active] = self.beam_size * length
-            self._bounds = length, np.cumsum(rows)
-        return self._bounds[1]
+        """The cumulative query rows of each source, when its hypotheses hold `length` each."""
+        return self._bounds * (self.beam_size * length)
 
     def reorder(self, beam_indices: ArrayLike) -> None:
         """Let each hypothesis continue another one of the same source; see
@@ -77,9 +76,19 @@ class DecoderBlockCache:
         """Keep the sources at the places `sources`, which must rise, and forget the others."""
         if (np.diff(sources) <= 0).any():
             raise ValueError(f"DecoderCache.select: sources must rise, got {sources.tolist()}")
+        count = self.batch
         beams = np.arange(self.beam_size)
         self.self_attn.select((sources[:, None] * self.beam_size + beams).ravel())
-        self._active, self._bounds = self._active[sources], None
+        self._bounds = self._bounds[: len(sources) + 1]
+        if self._memory is not None:
+            # Close the gaps: a call with queries for all of its sources, one each, takes the kernel
+            # that splits the keys, whoever has left. Copying what stays costs less than one block.
+            keys, values, bounds = self._memory
+            stays = np.zeros(count, bool)
+            stays[sources] = True
+            lengths = np.diff(bounds)
+            rows = np.repeat(stays, lengths)
+            self._memory = keys[rows], values[rows], cumulative(lengths[sources])
 
 
 class DecoderCache:
