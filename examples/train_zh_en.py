@@ -11,7 +11,7 @@ Transformer with PyTorch (zh_en/model.py), writes
     config.json  model.safetensors  source_tokenizer.json  target_tokenizer.json
 
 and translates the whole held-out set greedily to count exact matches. `fastmha.load("my_model")`
-reads the directory. Needs torch, tokenizers and safetensors: pip install "fastmha[train]".
+reads the directory. Needs PyTorch and `pip install "fastmha[text]"`.
 
 The data depend on the seed alone. The weights depend on the seed, the torch version and the
 machine's arithmetic. The held-out set is always the same, whatever the seed.
