@@ -2,10 +2,11 @@
 float32.
 """
 
+import fastmha as fm
 import numpy as np
 import pytest
 from fastmha import _core
-from tolerance import EXP_ERROR
+from tolerance import EXP_ERROR, U
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
@@ -57,6 +58,24 @@ def test_special_numbers():
     assert np.isnan(_core.exp(np.array([np.nan, -np.nan], np.float32))).all()
     denormals = np.array([1e-45, -1e-45, 1e-40], np.float32)
     np.testing.assert_array_equal(_core.exp(denormals), [1, 1, 1])
+
+
+@pytest.mark.parametrize("q_len", [1, 2])
+def test_the_exponential_inside_attention(q_len):
+    """Softmax weights are exp of score differences: with one feature and a largest score of 0 they
+    can be had one by one, in the panels of queries and in the decode path."""
+    x = np.concatenate([[0.0], -np.geomspace(1e-4, 80, 4000), np.linspace(-1.5, 0, 4000)])
+    key = x.astype(np.float32).reshape(1, 1, -1, 1)
+    query = np.ones((1, 1, q_len, 1), np.float32)
+    _, weights = fm.scaled_dot_product_attention(query, key, key, scale=1.0, return_weights=True)
+    exact = np.exp(key[0, 0, :, 0].astype(np.float64))
+    ratio = weights[0, 0].astype(np.float64) / weights[0, 0, :, :1]
+    # Scores are multiplied by log2(e), rounded once as a constant and once as a product (2 |x| u);
+    # each of the two weights was rounded when it was normalised.
+    bound = EXP_ERROR + (2 * np.abs(key[0, 0, :, 0]) + 3) * U
+    error = np.abs(ratio / exact - 1)
+    worst = np.unravel_index((error - bound).argmax(), error.shape)
+    assert (error <= bound).all(), f"{error[worst]:.3e} at score {x[worst[1]]!r}"
 
 
 def test_rises_with_x_to_within_its_error():

@@ -177,6 +177,28 @@ def test_nan_in_a_float_mask(random, q_len, kv_len):
     assert_same_bits(out[:, :, others], clean[:, :, others])
 
 
+@pytest.mark.parametrize(("q_len", "kv_len"), SIZES)
+def test_lowest_float_in_a_mask(random, q_len, kv_len):
+    """Some write the lowest float for "masked". It is finite: beside other keys its weight is 0,
+    but a row of nothing else is the average of its values, not zeros and not NaN."""
+    query, key, value = random.attention(1, 2, q_len, kv_len, DIM)
+    lowest = np.finfo(np.float32).min
+    attn_mask = np.zeros((q_len, kv_len), np.float32)
+    attn_mask[:, kv_len // 2 :] = lowest
+    out, weights = fm.scaled_dot_product_attention(
+        query, key, value, attn_mask, return_weights=True
+    )
+    assert not weights[..., kv_len // 2 :].any()
+    assert_attention(out, query, key[:, :, : kv_len // 2], value[:, :, : kv_len // 2])
+    attn_mask[:] = lowest
+    out, weights = fm.scaled_dot_product_attention(
+        query, key, value, attn_mask, return_weights=True
+    )
+    np.testing.assert_allclose(weights, 1 / kv_len, rtol=1e-5)
+    average = value.mean(2, keepdims=True, dtype=np.float64)
+    np.testing.assert_allclose(out, np.broadcast_to(average, out.shape), atol=1e-5)
+
+
 @pytest.mark.parametrize("q_len", [2, 5, 20, 70])
 def test_mask_values_where_no_key_exists(random, q_len):
     """What a mask says about keys past key_lengths is never read either."""
