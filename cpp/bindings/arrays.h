@@ -1,7 +1,7 @@
 // NumPy arrays in, views out: every check of a Python argument's type, dtype and layout.
 //
-// An array whose last axis is contiguous is viewed where it lies, whatever its other strides; any other one is copied
-// first. A wrong type or dtype is a TypeError that shows the cast; nothing is cast silently.
+// An array whose last axis is contiguous is viewed where it lies, whatever its other strides; any other one
+// is copied first. A wrong type or dtype is a TypeError that shows the cast; nothing is cast silently.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -37,12 +37,15 @@ inline bool is_float32(const py::array& array) {
   return array.dtype().num() == py::detail::npy_api::NPY_FLOAT_ && array.dtype().byteorder() == '=';
 }
 
-inline bool is_bool(const py::array& array) { return array.dtype().num() == py::detail::npy_api::NPY_BOOL_; }
+inline bool is_bool(const py::array& array) {
+  return array.dtype().num() == py::detail::npy_api::NPY_BOOL_;
+}
 
 inline void require_float32(const char* op, const char* name, const py::array& array) {
   if (is_float32(array)) return;
-  throw py::type_error(concat(op, ": ", name, " must be float32, got ", py::cast<std::string>(py::str(array.dtype())),
-                              "; cast it: ", name, ".astype(np.float32)"));
+  throw py::type_error(concat(op, ": ", name, " must be float32, got ",
+                              py::cast<std::string>(py::str(array.dtype())), "; cast it: ", name,
+                              ".astype(np.float32)"));
 }
 
 inline std::string shape_text(const py::array& array) {
@@ -80,11 +83,13 @@ struct Input {
 };
 
 inline py::array contiguous_copy(const py::array& array) {
-  return py::reinterpret_steal<py::array>(py::module_::import("numpy").attr("ascontiguousarray")(array).release());
+  return py::reinterpret_steal<py::array>(
+      py::module_::import("numpy").attr("ascontiguousarray")(array).release());
 }
 
 // A float32 array of min_rank to max_rank axes.
-inline Input float_input(const char* op, const char* name, py::handle object, int min_rank, int max_rank = -1) {
+inline Input float_input(const char* op, const char* name, py::handle object, int min_rank,
+                         int max_rank = -1) {
   if (max_rank < 0) max_rank = min_rank;
   py::array array = checked_array(op, name, object);
   require_float32(op, name, array);
@@ -163,7 +168,8 @@ inline bool shares_memory(const py::array& a, const py::array& b) {
   if (x.last <= y.first || y.last <= x.first) return false;
   // Interleaved views (columns of one matrix) overlap in extent alone; NumPy's own test knows.
   try {
-    return py::cast<bool>(py::module_::import("numpy").attr("shares_memory")(a, b, py::arg("max_work") = 10000));
+    return py::cast<bool>(
+        py::module_::import("numpy").attr("shares_memory")(a, b, py::arg("max_work") = 10000));
   } catch (py::error_already_set&) {
     return true;  // too hard to decide: treat as shared
   }
@@ -184,7 +190,8 @@ inline Output float_output(const char* op, py::handle out, const std::vector<py:
     array = checked_array(op, name, out);
     require_float32(op, name, array);
     bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
-    for (size_t i = 0; same && i < shape.size(); ++i) same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
+    for (size_t i = 0; same && i < shape.size(); ++i)
+      same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
     FASTMHA_CHECK(same, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(array));
     FASTMHA_CHECK(array.writeable(), op, ": ", name, " must be writeable, got a read-only array");
     FASTMHA_CHECK(!overlaps_itself(array), op, ": ", name,
@@ -201,13 +208,14 @@ inline Output float_output(const char* op, py::handle out, const std::vector<py:
   return {std::move(array), view};
 }
 
-// Whole numbers from an integer array or a sequence of ints, copied (the caller may change his while we compute).
+// Whole numbers from an integer array or a sequence of ints, copied (the caller may change his while we
+// compute).
 inline std::vector<int64_t> index_input(const char* op, const char* name, py::handle object) {
   py::object numbers = py::reinterpret_borrow<py::object>(object);
   if (!py::isinstance<py::array>(object)) {
     if (!py::isinstance<py::sequence>(object) || py::isinstance<py::str>(object)) {
-      throw py::type_error(concat(op, ": ", name, " must be an integer array or a sequence of ints, got ",
-                                  type_name(object)));
+      throw py::type_error(
+          concat(op, ": ", name, " must be an integer array or a sequence of ints, got ", type_name(object)));
     }
     numbers = py::module_::import("numpy").attr("asarray")(object);
   }
@@ -241,7 +249,7 @@ inline int64_t integer(const char* op, const char* name, py::handle object) {
 
 inline double number(const char* op, const char* name, py::handle object) {
   const double value = PyBool_Check(object.ptr()) ? (PyErr_SetString(PyExc_TypeError, ""), -1.0)
-                                                   : PyFloat_AsDouble(object.ptr());
+                                                  : PyFloat_AsDouble(object.ptr());
   if (value == -1.0 && PyErr_Occurred()) {
     PyErr_Clear();
     throw py::type_error(concat(op, ": ", name, " must be a number, got ", type_name(object)));

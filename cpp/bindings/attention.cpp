@@ -42,8 +42,8 @@ struct Scores {
   std::optional<Input> slopes;
   py::object mask;
 
-  void set_basic(const char* op, py::handle is_causal, py::handle scale, py::handle window, py::handle alibi_slopes,
-                 py::handle softcap) {
+  void set_basic(const char* op, py::handle is_causal, py::handle scale, py::handle window,
+                 py::handle alibi_slopes, py::handle softcap) {
     params.is_causal = flag(op, "is_causal", is_causal);
     if (!scale.is_none()) params.scale = static_cast<float>(number(op, "scale", scale));
     params.softcap = static_cast<float>(number(op, "softcap", softcap));
@@ -53,7 +53,8 @@ struct Scores {
     }
     if (window.is_none()) return;
     if (!py::isinstance<py::tuple>(window) && !py::isinstance<py::list>(window)) {
-      throw py::type_error(concat(op, ": window must be None or a pair of ints (left, right), got ", type_name(window)));
+      throw py::type_error(
+          concat(op, ": window must be None or a pair of ints (left, right), got ", type_name(window)));
     }
     FASTMHA_CHECK(py::len(window) == 2, op, ": window must be a pair (left, right), got ",
                   py::cast<std::string>(py::repr(window)));
@@ -90,10 +91,12 @@ struct Scores {
                                   py::cast<std::string>(py::str(array.dtype())),
                                   "; cast it: attn_mask.astype(bool) or attn_mask.astype(np.float32)"));
     }
-    FASTMHA_CHECK(array.ndim() <= 4, op, ": attn_mask must have at most 4 axes, got shape ", shape_text(array));
+    FASTMHA_CHECK(array.ndim() <= 4, op, ": attn_mask must have at most 4 axes, got shape ",
+                  shape_text(array));
     if (array.ndim() == 0) array = contiguous_copy(array);  // one axis
     bool aligned = reinterpret_cast<uintptr_t>(array.data()) % array.itemsize() == 0;
-    for (py::ssize_t i = 0; i < array.ndim(); ++i) aligned = aligned && array.strides(i) % array.itemsize() == 0;
+    for (py::ssize_t i = 0; i < array.ndim(); ++i)
+      aligned = aligned && array.strides(i) % array.itemsize() == 0;
     if (!aligned) array = contiguous_copy(array);
     params.attn_mask = view_of<const void>(array, array.data());
     params.attn_mask.dtype = is_bool(array) ? DType::kBool : DType::kFloat32;
@@ -103,8 +106,8 @@ struct Scores {
  private:
   static void require_one_per_sequence(const char* op, const char* name, const std::vector<int64_t>& values,
                                        int64_t batch) {
-    FASTMHA_CHECK(static_cast<int64_t>(values.size()) == batch, op, ": ", name, " must have one entry per sequence (",
-                  batch, "), got ", values.size());
+    FASTMHA_CHECK(static_cast<int64_t>(values.size()) == batch, op, ": ", name,
+                  " must have one entry per sequence (", batch, "), got ", values.size());
   }
 };
 
@@ -115,11 +118,11 @@ py::object results(py::object out, py::object weights, py::object lse) {
   return py::make_tuple(out, weights, lse);
 }
 
-py::object scaled_dot_product_attention(py::object query, py::object key, py::object value, py::object attn_mask,
-                                        py::object is_causal, py::object scale, py::object key_lengths,
-                                        py::object query_offset, py::object window, py::object alibi_slopes,
-                                        py::object softcap, py::object return_weights, py::object return_lse,
-                                        py::object out) {
+py::object scaled_dot_product_attention(py::object query, py::object key, py::object value,
+                                        py::object attn_mask, py::object is_causal, py::object scale,
+                                        py::object key_lengths, py::object query_offset, py::object window,
+                                        py::object alibi_slopes, py::object softcap,
+                                        py::object return_weights, py::object return_lse, py::object out) {
   const char* op = "scaled_dot_product_attention";
   const Input q = float_input(op, "query", query, 2, 4);
   const int rank = q.view.rank;
@@ -151,23 +154,26 @@ py::object scaled_dot_product_attention(py::object query, py::object key, py::ob
     std::vector<py::ssize_t> shape = shape_of(q.array);
     shape.pop_back();
     const Output l = float_output(op, py::none(), shape, {});
-    MutableView wide = with_four_axes(l.view);  // (1, [batch], [heads], q_len): the last three are what is wanted
+    MutableView wide =
+        with_four_axes(l.view);  // (1, [batch], [heads], q_len): the last three are what is wanted
     params.lse = MutableView(l.view.data, {wide.shape[1], wide.shape[2], wide.shape[3]});
     lse = l.array;
   }
   {
-    // Every shape, length and offset is checked or copied; the arrays are kept alive by the caller's references.
+    // Every shape, length and offset is checked or copied; the arrays are kept alive by the caller's
+    // references.
     const py::gil_scoped_release release;
-    fastmha::scaled_dot_product_attention(with_four_axes(q.view), with_four_axes(k.view), with_four_axes(v.view),
-                                          with_four_axes(o.view), params);
+    fastmha::scaled_dot_product_attention(with_four_axes(q.view), with_four_axes(k.view),
+                                          with_four_axes(v.view), with_four_axes(o.view), params);
   }
   return results(o.array, weights, lse);
 }
 
 py::object varlen_attention(py::object query, py::object key, py::object value, py::object cu_seqlens_q,
-                            py::object cu_seqlens_k, py::object is_causal, py::object scale, py::object query_offset,
-                            py::object window, py::object alibi_slopes, py::object softcap, py::object return_weights,
-                            py::object return_lse, py::object out) {
+                            py::object cu_seqlens_k, py::object is_causal, py::object scale,
+                            py::object query_offset, py::object window, py::object alibi_slopes,
+                            py::object softcap, py::object return_weights, py::object return_lse,
+                            py::object out) {
   const char* op = "varlen_attention";
   const Input q = float_input(op, "query", query, 3);
   const Input k = float_input(op, "key", key, 3);
@@ -193,7 +199,8 @@ py::object varlen_attention(py::object query, py::object key, py::object value, 
       const int64_t q_len = cu_q[n + 1] - cu_q[n], kv_len = cu_k[n + 1] - cu_k[n];
       // Wrong offsets are refused below, before anything is written.
       const bool sane = q_len >= 0 && kv_len >= 0 && q_len <= q.view.shape[0] && kv_len <= k.view.shape[0];
-      py::array_t<float> matrix(std::vector<py::ssize_t>{q.view.shape[1], sane ? q_len : 0, sane ? kv_len : 0});
+      py::array_t<float> matrix(
+          std::vector<py::ssize_t>{q.view.shape[1], sane ? q_len : 0, sane ? kv_len : 0});
       weight_pointers.push_back(matrix.mutable_data());
       matrices.append(std::move(matrix));
     }
@@ -213,7 +220,8 @@ py::object varlen_attention(py::object query, py::object key, py::object value, 
   return results(o.array, weights, lse);
 }
 
-// ---- KV cache -------------------------------------------------------------------------------------------------------
+// ---- KV cache
+// -------------------------------------------------------------------------------------------------------
 
 struct Cache {
   Output key, value;
@@ -228,17 +236,20 @@ struct Cache {
 
 Output cache_buffer(const char* op, const char* name, py::handle object) {
   const py::array array = checked_array(op, name, object);
-  FASTMHA_CHECK(array.ndim() == 4, op, ": ", name, " must have 4 axes (batch, kv_heads, capacity, dim), got shape ",
-                shape_text(array));
+  FASTMHA_CHECK(array.ndim() == 4, op, ": ", name,
+                " must have 4 axes (batch, kv_heads, capacity, dim), got shape ", shape_text(array));
   return float_output(op, object, shape_of(array), {}, name);
 }
 
 Cache make_cache(const char* op, py::handle key_cache, py::handle value_cache, py::handle lengths) {
-  Cache cache{cache_buffer(op, "key_cache", key_cache), cache_buffer(op, "value_cache", value_cache),
-              checked_array(op, "lengths", lengths), {}};
+  Cache cache{cache_buffer(op, "key_cache", key_cache),
+              cache_buffer(op, "value_cache", value_cache),
+              checked_array(op, "lengths", lengths),
+              {}};
   const py::array& array = cache.lengths_array;
   if (!py::isinstance<py::array_t<int64_t>>(array)) {
-    throw py::type_error(concat(op, ": lengths must be int64, got ", py::cast<std::string>(py::str(array.dtype()))));
+    throw py::type_error(
+        concat(op, ": lengths must be int64, got ", py::cast<std::string>(py::str(array.dtype()))));
   }
   FASTMHA_CHECK(array.ndim() == 1 && array.shape(0) == cache.key.view.shape[0] && array.writeable() &&
                     (array.shape(0) <= 1 || array.strides(0) == sizeof(int64_t)),
@@ -269,9 +280,10 @@ void kv_cache_append(py::object key_cache, py::object value_cache, py::object le
   cache.store_lengths();
 }
 
-py::object attention_with_kvcache(py::object query, py::object key_cache, py::object value_cache, py::object lengths,
-                                  py::object key, py::object value, py::object is_causal, py::object scale,
-                                  py::object window, py::object alibi_slopes, py::object softcap, py::object out) {
+py::object attention_with_kvcache(py::object query, py::object key_cache, py::object value_cache,
+                                  py::object lengths, py::object key, py::object value, py::object is_causal,
+                                  py::object scale, py::object window, py::object alibi_slopes,
+                                  py::object softcap, py::object out) {
   const char* op = "attention_with_kvcache";
   Cache cache = make_cache(op, key_cache, value_cache, lengths);
   const Input q = float_input(op, "query", query, 4);
@@ -287,7 +299,8 @@ py::object attention_with_kvcache(py::object query, py::object key_cache, py::ob
   if (k) inputs.insert(inputs.end(), {&k->array, &v->array});
   const Output o = float_output(op, out, with_last(q.array, cache.value.view.shape[3]), inputs);
   {
-    // Should attention refuse its arguments after the append, the lengths were not stored and the cache is as before.
+    // Should attention refuse its arguments after the append, the lengths were not stored and the cache is as
+    // before.
     const py::gil_scoped_release release;
     if (k) fastmha::kv_cache_append(cache.view(), k->view, v->view);
     fastmha::attention_with_kvcache(q.view, cache.view(), o.view, scores.params);

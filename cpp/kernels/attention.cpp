@@ -1,23 +1,24 @@
 // Attention for one panel of queries: online softmax over blocks of keys, computed transposed.
 //
-// Lanes are queries. A panel of bq = 2 registers of queries is transposed once (and multiplied by the scale); then
-// keys and values are read as scalars from row-major memory, so neither is packed or copied, for grouped heads
-// included:
+// Lanes are queries. A panel of bq = 2 registers of queries is transposed once (and multiplied by the scale);
+// then keys and values are read as scalars from row-major memory, so neither is packed or copied, for grouped
+// heads included:
 //
-//   S^T[key][lane]  = sum over d of K[key][d] * Q^T[d][lane]        keys down the rows, queries across the lanes
-//   m, P^T, sum     = lane-vertical, no shuffles
-//   O^T[d][lane]   += sum over keys of V[key][d] * P^T[key][lane]
+//   S^T[key][lane]  = sum over d of K[key][d] * Q^T[d][lane]        keys down the rows, queries across the
+//   lanes m, P^T, sum     = lane-vertical, no shuffles O^T[d][lane]   += sum over keys of V[key][d] *
+//   P^T[key][lane]
 //
-// What this buys beside speed: a lane's arithmetic does not depend on the other lanes, on where a tile starts or on
-// how high it is. Blocks of bk keys count from key 0. So a query's result depends on its own visible keys alone, bit
-// for bit, whatever panel, batch, padding or thread it is in.
+// What this buys beside speed: a lane's arithmetic does not depend on the other lanes, on where a tile starts
+// or on how high it is. Blocks of bk keys count from key 0. So a query's result depends on its own visible
+// keys alone, bit for bit, whatever panel, batch, padding or thread it is in.
 //
-// One panel passes over all its keys before the next one starts. Two panels that share each tile of K and V, so that
-// it comes from the second-level cache half as often, measured the same within 2% at head_dim 64 and 128.
+// One panel passes over all its keys before the next one starts. Two panels that share each tile of K and V,
+// so that it comes from the second-level cache half as often, measured the same within 2% at head_dim 64 and
+// 128.
 //
-// A masked (query, key) pair never contributes: its score is replaced (not biased) by -infinity, whose weight is
-// exactly 0, and where a masked value row might hold NaN or infinity (0 * NaN is NaN) the product is skipped by
-// selection.
+// A masked (query, key) pair never contributes: its score is replaced (not biased) by -infinity, whose weight
+// is exactly 0, and where a masked value row might hold NaN or infinity (0 * NaN is NaN) the product is
+// skipped by selection.
 #include "attention.h"
 
 #include "math.h"
@@ -27,15 +28,21 @@ namespace {
 
 constexpr int kLanes = Vec::kLanes;
 constexpr int kBq = 2 * kLanes;
-// 128 keys of 64 floats are 32 KiB: K, then V, of a block stays in the first-level cache. 256 measured the same.
+// 128 keys of 64 floats are 32 KiB: K, then V, of a block stays in the first-level cache. 256 measured the
+// same.
 constexpr int kBk = 128;
 // Rows of a register tile: 14 x 2 accumulators, 2 operands and a broadcast fill 32 registers; 6 x 2 fill 16.
 constexpr int kTileRows = Vec::kRegisters == 32 ? 14 : 6;
 
-FASTMHA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTMHA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTMHA_INLINE int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+FASTMHA_INLINE int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
 
-// ---- register tiles -------------------------------------------------------------------------------------------------
+// ---- register tiles
+// -------------------------------------------------------------------------------------------------
 
 // out[row][lane] = sum over k of rows[row * stride + k] * columns[k][lane]
 template <int Rows, int Vecs>
@@ -64,7 +71,8 @@ void score_tile(const float* rows, int64_t stride, const float* columns, int64_t
   }
 }
 
-// out[row][lane] = alpha[lane] * out[row][lane] + sum over keys of values[key * stride + row] * weights[key][lane]
+// out[row][lane] = alpha[lane] * out[row][lane] + sum over keys of values[key * stride + row] *
+// weights[key][lane]
 template <int Rows, int Vecs>
 void output_tile(const float* values, int64_t stride, const float* weights, int64_t keys, const float* alpha,
                  float* out) {
@@ -97,15 +105,16 @@ void output_tile(const float* values, int64_t stride, const float* weights, int6
 using ScoreTile = void (*)(const float*, int64_t, const float*, int64_t, float*);
 using OutputTile = void (*)(const float*, int64_t, const float*, int64_t, const float*, float*);
 
-// One kernel per height, so that rows can be shared out evenly: 128 keys are 8 x 13 + 2 x 12 and leave no ragged tail.
+// One kernel per height, so that rows can be shared out evenly: 128 keys are 8 x 13 + 2 x 12 and leave no
+// ragged tail.
 template <int Vecs>
 struct Tiles;
-#define FASTMHA_TILES_LOW(kernel, vecs)                                                              \
+#define FASTMHA_TILES_LOW(kernel, vecs)                                                                 \
   kernel<1, vecs>, kernel<1, vecs>, kernel<2, vecs>, kernel<3, vecs>, kernel<4, vecs>, kernel<5, vecs>, \
       kernel<6, vecs>
 #if defined(FASTMHA_KERNEL_ISA_AVX512)
-#define FASTMHA_TILES(kernel, vecs)                                                                          \
-  FASTMHA_TILES_LOW(kernel, vecs), kernel<7, vecs>, kernel<8, vecs>, kernel<9, vecs>, kernel<10, vecs>,      \
+#define FASTMHA_TILES(kernel, vecs)                                                                     \
+  FASTMHA_TILES_LOW(kernel, vecs), kernel<7, vecs>, kernel<8, vecs>, kernel<9, vecs>, kernel<10, vecs>, \
       kernel<11, vecs>, kernel<12, vecs>, kernel<13, vecs>, kernel<14, vecs>
 #else
 #define FASTMHA_TILES(kernel, vecs) FASTMHA_TILES_LOW(kernel, vecs)
@@ -129,7 +138,8 @@ struct EvenTiles {
   FASTMHA_INLINE int64_t height(int64_t tile) const { return rows + (tile < high ? 1 : 0); }
 };
 
-// ---- one panel ------------------------------------------------------------------------------------------------------
+// ---- one panel
+// ------------------------------------------------------------------------------------------------------
 
 // Scratch and state of a panel. All but `visible` are [row][kBq lanes].
 struct Panel {
@@ -147,7 +157,9 @@ struct Panel {
   float* alpha;       // [1]: what earlier blocks are rescaled by
   uint32_t* visible;  // [kBk] words: bit r is set when query r sees the key
 
-  FASTMHA_INLINE int64_t low_of(int64_t row) const { return larger(0, first + row + head.offset - head.left); }
+  FASTMHA_INLINE int64_t low_of(int64_t row) const {
+    return larger(0, first + row + head.offset - head.left);
+  }
   FASTMHA_INLINE int64_t high_of(int64_t row) const {
     return larger(0, smaller(head.kv_len, first + row + head.offset + head.right + 1));
   }
@@ -158,8 +170,11 @@ size_t panel_scratch(int64_t head_dim, int64_t value_dim) {
 }
 
 Panel make_panel(const AttentionHead& head, int64_t first, float* scratch) {
-  Panel p{head, first, static_cast<int>(smaller(kBq, head.q_len - first)), 0, 0, nullptr, nullptr, nullptr,
-          nullptr, nullptr, nullptr, nullptr, nullptr};
+  Panel p{head,    first,   static_cast<int>(smaller(kBq, head.q_len - first)),
+          0,       0,       nullptr,
+          nullptr, nullptr, nullptr,
+          nullptr, nullptr, nullptr,
+          nullptr};
   // Both bounds grow with the row.
   p.key_low = p.low_of(0);
   p.key_high = p.high_of(p.rows - 1);
@@ -190,7 +205,8 @@ void transpose_in(const float* from, int64_t stride, int rows, int64_t columns, 
         for (int r = 0; r < kLanes; ++r) block[r] = Vec::load(corner + r * stride);
       } else {
         FASTMHA_UNROLL
-        for (int r = 0; r < kLanes; ++r) block[r] = r < live ? Vec::load_n(corner + r * stride, width) : Vec::zero();
+        for (int r = 0; r < kLanes; ++r)
+          block[r] = r < live ? Vec::load_n(corner + r * stride, width) : Vec::zero();
       }
       transpose(block);
       for (int c = 0; c < width; ++c) (block[c] * scale).store(to + (column + c) * kBq + v * kLanes);
@@ -221,7 +237,8 @@ void transpose_out(const float* from, int64_t columns, int rows, float* to, int6
   }
 }
 
-// ---- masks ----------------------------------------------------------------------------------------------------------
+// ---- masks
+// ----------------------------------------------------------------------------------------------------------
 
 // Bits [from, to) of a word, both clamped to the panel.
 FASTMHA_INLINE uint32_t bit_range(int64_t from, int64_t to) {
@@ -242,8 +259,8 @@ void visible_by_position(const Panel& p, int64_t key, int64_t keys) {
 
 void hide_by_bool_mask(const Panel& p, int64_t key, int64_t keys) {
   const AttentionHead& head = p.head;
-  const auto* mask = static_cast<const uint8_t*>(head.mask) + p.first * head.mask_query_stride +
-                     key * head.mask_key_stride;
+  const auto* mask =
+      static_cast<const uint8_t*>(head.mask) + p.first * head.mask_query_stride + key * head.mask_key_stride;
   if (head.mask_query_stride == 0) {  // a mask of keys alone
     for (int64_t j = 0; j < keys; ++j) p.visible[j] = mask[j * head.mask_key_stride] ? p.visible[j] : 0;
     return;
@@ -254,14 +271,15 @@ void hide_by_bool_mask(const Panel& p, int64_t key, int64_t keys) {
     if (head.mask_key_stride == 1) {
       for (int64_t j = 0; j < keys; ++j) seen[j] |= static_cast<uint32_t>(row[j] != 0) << r;
     } else {
-      for (int64_t j = 0; j < keys; ++j) seen[j] |= static_cast<uint32_t>(row[j * head.mask_key_stride] != 0) << r;
+      for (int64_t j = 0; j < keys; ++j)
+        seen[j] |= static_cast<uint32_t>(row[j * head.mask_key_stride] != 0) << r;
     }
   }
   for (int64_t j = 0; j < keys; ++j) p.visible[j] &= seen[j];
 }
 
-// A float mask in units of log2. A finite one stays finite: the lowest float, a common way to say "masked", times
-// log2(e) would overflow to the -infinity that hides a key.
+// A float mask in units of log2. A finite one stays finite: the lowest float, a common way to say "masked",
+// times log2(e) would overflow to the -infinity that hides a key.
 FASTMHA_INLINE Vec mask_to_log2(Vec mask) {
   return max(Vec::set1(-__FLT_MAX__), mask * Vec::set1(kLog2e));
 }
@@ -303,7 +321,8 @@ FASTMHA_INLINE bool all_visible_by_position(const Panel& p, int64_t key, int64_t
   return p.low_of(p.rows - 1) <= key && key + keys <= p.high_of(0);
 }
 
-// ---- one block of keys ----------------------------------------------------------------------------------------------
+// ---- one block of keys
+// ----------------------------------------------------------------------------------------------
 
 template <int Vecs>
 void compute_scores(const Panel& p, int64_t key, int64_t keys) {
@@ -312,8 +331,8 @@ void compute_scores(const Panel& p, int64_t key, int64_t keys) {
   int64_t row = 0;
   for (int64_t tile = 0; tile < tiles.count; ++tile) {
     const int64_t height = tiles.height(tile);
-    Tiles<Vecs>::kScore[height](head.key + (key + row) * head.key_stride, head.key_stride, p.query, head.head_dim,
-                                p.score + row * kBq);
+    Tiles<Vecs>::kScore[height](head.key + (key + row) * head.key_stride, head.key_stride, p.query,
+                                head.head_dim, p.score + row * kBq);
     row += height;
   }
 }
@@ -324,7 +343,8 @@ void modify_scores(const Panel& p, int64_t key, int64_t keys) {
   const AttentionHead& head = p.head;
   float lane_index[kBq];
   for (int r = 0; r < kBq; ++r) lane_index[r] = static_cast<float>(r);
-  const Vec cap = Vec::set1(head.softcap), inverse_cap = Vec::set1(head.softcap != 0 ? 1.0f / head.softcap : 0.0f);
+  const Vec cap = Vec::set1(head.softcap),
+            inverse_cap = Vec::set1(head.softcap != 0 ? 1.0f / head.softcap : 0.0f);
   const Vec slope = Vec::set1(head.slope);
   for (int64_t j = 0; j < keys; ++j) {
     // Position of the panel's first query relative to the key; exact in float up to 2^24.
@@ -351,8 +371,8 @@ void hide_scores(const Panel& p, int64_t keys) {
   }
 }
 
-// Final scores of keys [key, key + keys), hidden ones -infinity. Returns whether any was hidden; *any_visible tells
-// whether anything is left to do.
+// Final scores of keys [key, key + keys), hidden ones -infinity. Returns whether any was hidden; *any_visible
+// tells whether anything is left to do.
 template <int Vecs>
 bool score_block(const Panel& p, int64_t key, int64_t keys, bool* any_visible) {
   const AttentionHead& head = p.head;
@@ -374,12 +394,14 @@ bool score_block(const Panel& p, int64_t key, int64_t keys, bool* any_visible) {
     hides = seen_by_all != all;
   }
   compute_scores<Vecs>(p, key, keys);
-  if (head.softcap != 0 || head.slope != 0 || head.mask_kind == MaskKind::kFloat) modify_scores<Vecs>(p, key, keys);
+  if (head.softcap != 0 || head.slope != 0 || head.mask_kind == MaskKind::kFloat)
+    modify_scores<Vecs>(p, key, keys);
   if (hides) hide_scores<Vecs>(p, keys);
   return hides;
 }
 
-// m_new <- max(m, colmax(S^T));  P^T <- exp2(S^T - m_new);  alpha <- exp2(m - m_new);  l <- l * alpha + colsum(P^T)
+// m_new <- max(m, colmax(S^T));  P^T <- exp2(S^T - m_new);  alpha <- exp2(m - m_new);  l <- l * alpha +
+// colsum(P^T)
 template <int Vecs>
 void softmax_block(const Panel& p, int64_t keys) {
   Vec top[Vecs], sum[Vecs];
@@ -462,7 +484,8 @@ void add_visible_values(const Panel& p, int64_t key, int64_t keys) {
   }
 }
 
-// ---- results --------------------------------------------------------------------------------------------------------
+// ---- results
+// --------------------------------------------------------------------------------------------------------
 
 // O / l; a row that saw no key (l = 0) is zero.
 template <int Vecs>
@@ -523,8 +546,8 @@ void write_weights(const Panel& p) {
 template <int Vecs>
 void run_panel(Panel& p) {
   const AttentionHead& head = p.head;
-  transpose_in<Vecs>(head.query + p.first * head.query_stride, head.query_stride, p.rows, head.head_dim, head.scale,
-                     p.query);
+  transpose_in<Vecs>(head.query + p.first * head.query_stride, head.query_stride, p.rows, head.head_dim,
+                     head.scale, p.query);
   for (int v = 0; v < Vecs; ++v) {
     Vec::set1(-kInfinity).store(p.max + v * kLanes);
     Vec::zero().store(p.sum + v * kLanes);
@@ -558,13 +581,15 @@ void panel(const AttentionHead& head, int64_t first, float* scratch) {
   }
 }
 
-// ---- one query per sequence -----------------------------------------------------------------------------------------
+// ---- one query per sequence
+// -----------------------------------------------------------------------------------------
 //
-// Lanes are features: K and V rows stream through once, for all heads of a group, at the speed of memory. Pieces of
-// kSplit keys, counted from key 0, are computed apart (so that all cores can work on one sequence) and merged in
-// order.
+// Lanes are features: K and V rows stream through once, for all heads of a group, at the speed of memory.
+// Pieces of kSplit keys, counted from key 0, are computed apart (so that all cores can work on one sequence)
+// and merged in order.
 
-// 256 keys of 128 floats are 128 KiB of K: a few microseconds of streaming, enough to hide handing out a piece.
+// 256 keys of 128 floats are 128 KiB of K: a few microseconds of streaming, enough to hide handing out a
+// piece.
 constexpr int kSplit = 256;
 constexpr int kStateHeader = 2;  // max, sum, then the value_dim outputs
 
@@ -574,8 +599,9 @@ size_t decode_scratch(int64_t heads, int64_t value_dim) {
 }
 
 FASTMHA_INLINE Vec dot_step(const float* a, const float* b, int64_t width, Vec acc) {
-  return width >= kLanes ? fma(Vec::load(a), Vec::load(b), acc)
-                         : fma(Vec::load_n(a, static_cast<int>(width)), Vec::load_n(b, static_cast<int>(width)), acc);
+  return width >= kLanes
+             ? fma(Vec::load(a), Vec::load(b), acc)
+             : fma(Vec::load_n(a, static_cast<int>(width)), Vec::load_n(b, static_cast<int>(width)), acc);
 }
 
 FASTMHA_INLINE float dot(const float* a, const float* b, int64_t size) {
@@ -647,10 +673,11 @@ void decode_softmax(float* score, int64_t keys, float* max_out, float* sum_out) 
   *sum_out = reduce_add(sum);
 }
 
-// out[d] += sum over keys of weights[key] * V[key][d], Vecs registers of d at a time. Hidden keys are stepped over.
+// out[d] += sum over keys of weights[key] * V[key][d], Vecs registers of d at a time. Hidden keys are stepped
+// over.
 template <int Vecs, bool Masked>
-void decode_values(const AttentionHead& head, const float* values, const float* weights, const uint8_t* visible,
-                   int64_t keys, int last_width, float* out) {
+void decode_values(const AttentionHead& head, const float* values, const float* weights,
+                   const uint8_t* visible, int64_t keys, int last_width, float* out) {
   Vec acc[Vecs];
   FASTMHA_UNROLL
   for (int v = 0; v < Vecs; ++v) acc[v] = Vec::zero();
@@ -676,8 +703,8 @@ void decode_values(const AttentionHead& head, const float* values, const float* 
 }
 
 template <bool Masked>
-void decode_output(const AttentionHead& head, int64_t key, int64_t keys, const float* weights, const uint8_t* visible,
-                   float* out) {
+void decode_output(const AttentionHead& head, int64_t key, int64_t keys, const float* weights,
+                   const uint8_t* visible, float* out) {
   const float* values = head.value + key * head.value_stride;
   int64_t d = 0;
   for (; d + 8 * kLanes <= head.value_dim; d += 8 * kLanes) {
@@ -709,7 +736,8 @@ void decode(const DecodeGroup& group, int64_t index, float* state, float* scratc
     if (keys <= 0) continue;
 
     decode_scores(head, low, keys, score);
-    if (head.weights != nullptr) __builtin_memcpy(head.weights + low, score, static_cast<size_t>(keys) * sizeof(float));
+    if (head.weights != nullptr)
+      __builtin_memcpy(head.weights + low, score, static_cast<size_t>(keys) * sizeof(float));
     decode_softmax(score, keys, &header[0], &header[1]);
     if (head.mask_kind == MaskKind::kNone) {
       decode_output<false>(head, low, keys, score, nullptr, out);

@@ -8,11 +8,12 @@ namespace fastmha {
 
 enum class MaskKind : int32_t { kNone, kBool, kFloat };
 
-// One head of one sequence. Strides are in elements and may be anything; the last axis of query, key, value and out
-// is contiguous. Query i sees key j when all of these hold:
-//   0 <= j < kv_len,   i + offset - left <= j <= i + offset + right,   mask(i, j) is neither false nor -infinity.
-// Causal attention is right = 0. Open sides are kOpenSide. Scores are kept in units of log2, so that the softmax
-// needs exp2 and no multiplication: scale, softcap and slope come multiplied by log2(e).
+// One head of one sequence. Strides are in elements and may be anything; the last axis of query, key, value
+// and out is contiguous. Query i sees key j when all of these hold:
+//   0 <= j < kv_len,   i + offset - left <= j <= i + offset + right,   mask(i, j) is neither false nor
+//   -infinity.
+// Causal attention is right = 0. Open sides are kOpenSide. Scores are kept in units of log2, so that the
+// softmax needs exp2 and no multiplication: scale, softcap and slope come multiplied by log2(e).
 struct AttentionHead {
   static constexpr int64_t kOpenSide = int64_t{1} << 48;
 
@@ -50,7 +51,8 @@ struct AttentionKernels {
   int bk;  // keys per block of the online softmax, counted from key 0
   // Floats of scratch that `panel` needs.
   size_t (*panel_scratch)(int64_t head_dim, int64_t value_dim);
-  // Attention of queries [first, min(first + bq, q_len)) over all their keys, written to out (and weights, lse).
+  // Attention of queries [first, min(first + bq, q_len)) over all their keys, written to out (and weights,
+  // lse).
   void (*panel)(const AttentionHead& head, int64_t first, float* scratch);
 
   int split;  // keys per piece of a single query's attention, counted from key 0

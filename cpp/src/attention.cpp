@@ -1,8 +1,8 @@
 // Attention: checks the arguments, lays out the units of work and shares them out.
 //
-// The unit of work is one panel of queries of one head of one sequence. Dense, padded, ragged and cached inputs
-// differ only in how a unit's pointers, strides and lengths are found (Plan::head). Calls with a single query per
-// sequence take the decode kernels instead, which split the keys.
+// The unit of work is one panel of queries of one head of one sequence. Dense, padded, ragged and cached
+// inputs differ only in how a unit's pointers, strides and lengths are found (Plan::head). Calls with a
+// single query per sequence take the decode kernels instead, which split the keys.
 #include "fastmha/attention.h"
 
 #include <algorithm>
@@ -45,7 +45,9 @@ struct Plan {
   float* const* varlen_weights = nullptr;
 
   int64_t group() const { return heads / kv_heads; }
-  int64_t q_len_of(int64_t n) const { return cu_seqlens_q ? cu_seqlens_q[n + 1] - cu_seqlens_q[n] : shared.q_len; }
+  int64_t q_len_of(int64_t n) const {
+    return cu_seqlens_q ? cu_seqlens_q[n + 1] - cu_seqlens_q[n] : shared.q_len;
+  }
   int64_t kv_len_of(int64_t n) const {
     if (cu_seqlens_k) return cu_seqlens_k[n + 1] - cu_seqlens_k[n];
     return key_lengths ? key_lengths[n] : shared.kv_len;
@@ -67,7 +69,8 @@ AttentionHead Plan::head(int64_t n, int64_t h) const {
   one.q_len = q_len_of(n);
   one.kv_len = kv_len_of(n);
   if (query_offsets) one.offset = query_offsets[n];
-  if (slopes) one.slope = static_cast<float>(kLog2e * slopes[n * slope_sequence_stride + h * slope_head_stride]);
+  if (slopes)
+    one.slope = static_cast<float>(kLog2e * slopes[n * slope_sequence_stride + h * slope_head_stride]);
   if (one.mask) {
     const int64_t at = n * mask_sequence_stride + h * mask_head_stride;
     const int64_t bytes = one.mask_kind == MaskKind::kFloat ? 4 : 1;
@@ -79,11 +82,14 @@ AttentionHead Plan::head(int64_t n, int64_t h) const {
   } else if (one.weights) {
     one.weights += n * weights_sequence_stride + h * weights_head_stride;
   }
-  if (one.lse) one.lse += (cu_seqlens_q ? cu_seqlens_q[n] * one.lse_stride : n * lse_sequence_stride) + h * lse_head_stride;
+  if (one.lse)
+    one.lse +=
+        (cu_seqlens_q ? cu_seqlens_q[n] * one.lse_stride : n * lse_sequence_stride) + h * lse_head_stride;
   return one;
 }
 
-// ---- checks ---------------------------------------------------------------------------------------------------------
+// ---- checks
+// ---------------------------------------------------------------------------------------------------------
 
 void check_last_axis(const char* op, const char* name, const ConstView& view) {
   const int last = view.rank - 1;
@@ -115,34 +121,37 @@ void check_tensors(const char* op, const ConstView& query, const ConstView& key,
   }
   const int last = rank - 1;
   const int64_t heads = query.shape[head_axis], kv_heads = key.shape[head_axis];
-  FASTMHA_CHECK(query.shape[last] == key.shape[last], op, ": query and key must have the same head_dim (last axis), got ",
-                shape_text(query), " and ", shape_text(key));
+  FASTMHA_CHECK(query.shape[last] == key.shape[last], op,
+                ": query and key must have the same head_dim (last axis), got ", shape_text(query), " and ",
+                shape_text(key));
   FASTMHA_CHECK(query.shape[last] > 0, op, ": head_dim (last axis of query) must be at least 1, got shape ",
                 shape_text(query));
   FASTMHA_CHECK(rank == 3 || (query.shape[0] == key.shape[0] && key.shape[0] == value.shape[0]), op,
                 ": query, key and value must have the same batch (axis 0), got ", shape_text(query), ", ",
                 shape_text(key), " and ", shape_text(value));
   for (int axis = 0; axis < last; ++axis) {
-    FASTMHA_CHECK(key.shape[axis] == value.shape[axis], op, ": key and value must agree on all axes but the last, got ",
-                  shape_text(key), " and ", shape_text(value));
+    FASTMHA_CHECK(key.shape[axis] == value.shape[axis], op,
+                  ": key and value must agree on all axes but the last, got ", shape_text(key), " and ",
+                  shape_text(value));
   }
   FASTMHA_CHECK(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, op, ": heads (", heads,
                 ") must be a multiple of kv_heads (", kv_heads, "); query ", shape_text(query), ", key ",
                 shape_text(key));
   bool out_fits = out.shape[last] == value.shape[last];
   for (int axis = 0; axis < last; ++axis) out_fits = out_fits && out.shape[axis] == query.shape[axis];
-  FASTMHA_CHECK(out_fits, op, ": out must have query's shape with value's last axis (", value.shape[last], "), got ",
-                shape_text(out), " for query ", shape_text(query));
+  FASTMHA_CHECK(out_fits, op, ": out must have query's shape with value's last axis (", value.shape[last],
+                "), got ", shape_text(out), " for query ", shape_text(query));
 }
 
 void check_position(const char* op, const char* name, int64_t position) {
-  FASTMHA_CHECK(position >= -kMaxPosition && position <= kMaxPosition, op, ": ", name, " must be within +-2^46, got ",
-                position);
+  FASTMHA_CHECK(position >= -kMaxPosition && position <= kMaxPosition, op, ": ", name,
+                " must be within +-2^46, got ", position);
 }
 
 // scale, softcap, causal order, window and offsets, which every form of the call has.
 void set_scores(const char* op, const AttentionParams& params, int64_t head_dim, int64_t batch, Plan& plan) {
-  const double scale = params.scale ? static_cast<double>(*params.scale) : 1.0 / std::sqrt(static_cast<double>(head_dim));
+  const double scale =
+      params.scale ? static_cast<double>(*params.scale) : 1.0 / std::sqrt(static_cast<double>(head_dim));
   FASTMHA_CHECK(std::isfinite(scale), op, ": scale must be finite, got ", scale);
   FASTMHA_CHECK(std::isfinite(params.softcap) && params.softcap >= 0, op,
                 ": softcap must be finite and at least 0 (0: none), got ", params.softcap);
@@ -185,8 +194,8 @@ void set_mask(const char* op, const MaskView& mask, const int64_t (&full)[4], Pl
     fits = fits && (mask.shape[axis] == full[to] || mask.shape[axis] == 1);
     strides[to] = mask.shape[axis] == 1 ? 0 : mask.strides[axis];
   }
-  FASTMHA_CHECK(fits, op, ": attn_mask must be broadcastable to (batch, heads, q_len, kv_len) = (", full[0], ", ",
-                full[1], ", ", full[2], ", ", full[3], "), got ", shape_text(mask));
+  FASTMHA_CHECK(fits, op, ": attn_mask must be broadcastable to (batch, heads, q_len, kv_len) = (", full[0],
+                ", ", full[1], ", ", full[2], ", ", full[3], "), got ", shape_text(mask));
   plan.shared.mask = mask.data;
   plan.shared.mask_kind = mask.dtype == DType::kBool ? MaskKind::kBool : MaskKind::kFloat;
   plan.mask_sequence_stride = strides[0];
@@ -205,17 +214,19 @@ void check_shape(const char* op, const char* name, const ConstView& view, const 
   FASTMHA_CHECK(fits, op, ": ", name, " must have shape (", expected, "), got ", shape_text(view));
 }
 
-// ---- running --------------------------------------------------------------------------------------------------------
+// ---- running
+// --------------------------------------------------------------------------------------------------------
 
 // A guess of one core's speed, good enough to decide between one thread and several.
 constexpr double kFlopsPerNanosecond = 30.0;
 constexpr double kBytesPerNanosecond = 15.0;
 constexpr double kPanelOverheadNanoseconds = 200.0;
-// Handing out a task takes about 0.1 us (an atomic increment that all threads want): 10 us of work make it invisible.
+// Handing out a task takes about 0.1 us (an atomic increment that all threads want): 10 us of work make it
+// invisible.
 constexpr double kTaskNanoseconds = 10e3;
 
-// Panels of all sequences, numbered from 0: sequence by sequence, head by head, within a head the last panel first
-// (under a causal mask it is the longest, and long tasks should not come last).
+// Panels of all sequences, numbered from 0: sequence by sequence, head by head, within a head the last panel
+// first (under a causal mask it is the longest, and long tasks should not come last).
 class Panels {
  public:
   Panels(const Plan& plan, int bq) : plan_(plan), bq_(bq) {
@@ -279,15 +290,15 @@ void run_panels(const Plan& plan, const AttentionKernels& kernels) {
   per_task = std::min(per_task, even_share);
   const int64_t tasks = (total + per_task - 1) / per_task;
   const int threads = threads_for(tasks, nanoseconds);
-  const Workspace workspace(threads,
-                            kernels.panel_scratch(plan.shared.head_dim, plan.shared.value_dim) * sizeof(float));
+  const Workspace workspace(
+      threads, kernels.panel_scratch(plan.shared.head_dim, plan.shared.value_dim) * sizeof(float));
   parallel_for(tasks, threads, [&](int64_t task, int thread) {
     panels.run(kernels, task * per_task, std::min(total, (task + 1) * per_task), workspace.slice(thread));
   });
 }
 
-// One query per sequence. Keys are cut into pieces of fixed size; pieces are merged in order, whether one thread
-// does them all or each goes to another thread, so the result is the same either way.
+// One query per sequence. Keys are cut into pieces of fixed size; pieces are merged in order, whether one
+// thread does them all or each goes to another thread, so the result is the same either way.
 class Decode {
  public:
   Decode(const Plan& plan, const AttentionKernels& kernels)
@@ -349,8 +360,9 @@ class Decode {
                     groups / (int64_t{4} * get_num_threads())));
     const int64_t tasks = (groups + per_task - 1) / per_task;
     const int threads = threads_for(tasks, nanoseconds);
-    const size_t bytes = heads_bytes() + (2 * states_floats() +
-                                          kernels_.decode_scratch(group_, plan_.shared.value_dim)) * sizeof(float);
+    const size_t bytes =
+        heads_bytes() +
+        (2 * states_floats() + kernels_.decode_scratch(group_, plan_.shared.value_dim)) * sizeof(float);
     const Workspace workspace(threads, bytes);
     parallel_for(tasks, threads, [&](int64_t task, int thread) {
       char* scratch = workspace.slice<char>(thread);
@@ -373,8 +385,8 @@ class Decode {
   void run_split(int64_t groups, double nanoseconds) const {
     const int threads = threads_for(groups * pieces_, nanoseconds);
     const Workspace states(1, static_cast<size_t>(groups * pieces_) * states_floats() * sizeof(float));
-    const Workspace workspace(threads, heads_bytes() +
-                                           kernels_.decode_scratch(group_, plan_.shared.value_dim) * sizeof(float));
+    const Workspace workspace(
+        threads, heads_bytes() + kernels_.decode_scratch(group_, plan_.shared.value_dim) * sizeof(float));
     float* all = states.slice(0);
     const auto state_at = [&](int64_t group, int64_t index) {
       return all + static_cast<size_t>(group * pieces_ + index) * states_floats();
@@ -424,7 +436,9 @@ Plan dense_plan(const char* op, const ConstView& query, const ConstView& key, co
   plan.batch = query.shape[0];
   plan.heads = query.shape[1];
   plan.kv_heads = key.shape[1];
-  const auto layout = [](const ConstView& view) { return Plan::Layout{view.strides[0], view.strides[1], view.strides[2]}; };
+  const auto layout = [](const ConstView& view) {
+    return Plan::Layout{view.strides[0], view.strides[1], view.strides[2]};
+  };
   plan.query = layout(query);
   plan.key = layout(key);
   plan.value = layout(value);
@@ -452,8 +466,8 @@ Plan dense_plan(const char* op, const ConstView& query, const ConstView& key, co
   if (params.key_lengths) {
     for (int64_t n = 0; n < plan.batch; ++n) {
       FASTMHA_CHECK(params.key_lengths[n] >= 0 && params.key_lengths[n] <= shared.kv_len, op,
-                    ": key_lengths must be from 0 to kv_len (", shared.kv_len, "), got ", params.key_lengths[n],
-                    " for sequence ", n);
+                    ": key_lengths must be from 0 to kv_len (", shared.kv_len, "), got ",
+                    params.key_lengths[n], " for sequence ", n);
     }
   }
   if (!params.weights.empty()) {
@@ -488,11 +502,12 @@ void clear_weights_past_lengths(const AttentionParams& params) {
   }
 }
 
-void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlens, int64_t sequences, int64_t total) {
+void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlens, int64_t sequences,
+                      int64_t total) {
   FASTMHA_CHECK(cu_seqlens[0] == 0, op, ": ", name, " must start at 0, got ", cu_seqlens[0]);
   for (int64_t n = 0; n < sequences; ++n) {
-    FASTMHA_CHECK(cu_seqlens[n] <= cu_seqlens[n + 1], op, ": ", name, " must not decrease, got ", cu_seqlens[n],
-                  " then ", cu_seqlens[n + 1], " at ", n + 1);
+    FASTMHA_CHECK(cu_seqlens[n] <= cu_seqlens[n + 1], op, ": ", name, " must not decrease, got ",
+                  cu_seqlens[n], " then ", cu_seqlens[n + 1], " at ", n + 1);
   }
   FASTMHA_CHECK(cu_seqlens[sequences] == total, op, ": ", name, " must end at the number of tokens (", total,
                 "), got ", cu_seqlens[sequences]);
@@ -503,7 +518,8 @@ void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlen
 void scaled_dot_product_attention(const ConstView& query, const ConstView& key, const ConstView& value,
                                   const MutableView& out, const AttentionParams& params) {
   const char* op = "scaled_dot_product_attention";
-  FASTMHA_CHECK(params.varlen_weights == nullptr, op, ": varlen_weights belongs to varlen_attention; set weights");
+  FASTMHA_CHECK(params.varlen_weights == nullptr, op,
+                ": varlen_weights belongs to varlen_attention; set weights");
   run(dense_plan(op, query, key, value, out, params));
   clear_weights_past_lengths(params);
 }
@@ -513,7 +529,8 @@ void varlen_attention(const ConstView& query, const ConstView& key, const ConstV
                       const MutableView& out, const AttentionParams& params) {
   const char* op = "varlen_attention";
   check_tensors(op, query, key, value, out, 3, 1);
-  FASTMHA_CHECK(sequences >= 0 && cu_seqlens_q && cu_seqlens_k, op, ": cu_seqlens must have at least 1 entry");
+  FASTMHA_CHECK(sequences >= 0 && cu_seqlens_q && cu_seqlens_k, op,
+                ": cu_seqlens must have at least 1 entry");
   FASTMHA_CHECK(params.attn_mask.empty() && params.key_lengths == nullptr && params.weights.empty(), op,
                 ": attn_mask, key_lengths and weights are not for ragged input");
   check_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, sequences, query.shape[0]);
@@ -556,12 +573,12 @@ void varlen_attention(const ConstView& query, const ConstView& key, const ConstV
 void attention_with_kvcache(const ConstView& query, const KVCacheView& cache, const MutableView& out,
                             const AttentionParams& params) {
   const char* op = "attention_with_kvcache";
-  FASTMHA_CHECK(params.key_lengths == nullptr && params.query_offsets == nullptr && params.query_offset == 0, op,
-                ": key_lengths and query_offset come from the cache and must not be set");
+  FASTMHA_CHECK(params.key_lengths == nullptr && params.query_offsets == nullptr && params.query_offset == 0,
+                op, ": key_lengths and query_offset come from the cache and must not be set");
   FASTMHA_CHECK(cache.lengths != nullptr, op, ": the cache has no lengths (null pointer)");
   FASTMHA_CHECK(query.rank == 4 && cache.key.rank == 4 && query.shape[0] == cache.key.shape[0], op,
-                ": query must be (batch, heads, q_len, head_dim) with the cache's batch; query ", shape_text(query),
-                ", cache ", shape_text(cache.key));
+                ": query must be (batch, heads, q_len, head_dim) with the cache's batch; query ",
+                shape_text(query), ", cache ", shape_text(cache.key));
   // Copies, so that the plan's arrays stay as they were checked.
   const std::vector<int64_t> lengths(cache.lengths, cache.lengths + query.shape[0]);
   std::vector<int64_t> offsets(lengths);

@@ -26,10 +26,11 @@ std::string shape_text(const ViewT& view) {
 
 }  // namespace fastmha
 
-// FASTMHA_CHECK(heads % kv_heads == 0, "attention: heads (", heads, ") must be a multiple of kv_heads (", kv_heads, ")")
-#define FASTMHA_CHECK(condition, ...)                                        \
-  do {                                                                       \
-    if (__builtin_expect(!(condition), 0)) {                                 \
-      throw std::invalid_argument(::fastmha::concat(__VA_ARGS__));           \
-    }                                                                        \
+// FASTMHA_CHECK(heads % kv_heads == 0, "attention: heads (", heads, ") must be a multiple of kv_heads (",
+// kv_heads, ")")
+#define FASTMHA_CHECK(condition, ...)                              \
+  do {                                                             \
+    if (__builtin_expect(!(condition), 0)) {                       \
+      throw std::invalid_argument(::fastmha::concat(__VA_ARGS__)); \
+    }                                                              \
   } while (false)

@@ -14,18 +14,21 @@ constexpr double kCopyBytesPerNanosecond = 8.0;
 void check_rows(const char* name, const MutableView& cache, const ConstView& rows) {
   const char* op = "kv_cache_append";
   FASTMHA_CHECK(cache.rank == 4 && rows.rank == 4, op, ": ", name,
-                " and its cache must have 4 axes (batch, kv_heads, length, dim), got ", shape_text(rows), " and ",
-                shape_text(cache));
-  FASTMHA_CHECK(rows.shape[0] == cache.shape[0] && rows.shape[1] == cache.shape[1] && rows.shape[3] == cache.shape[3],
-                op, ": ", name, " must be (", cache.shape[0], ", ", cache.shape[1], ", any, ", cache.shape[3],
-                ") as the cache is, got ", shape_text(rows));
+                " and its cache must have 4 axes (batch, kv_heads, length, dim), got ", shape_text(rows),
+                " and ", shape_text(cache));
+  FASTMHA_CHECK(
+      rows.shape[0] == cache.shape[0] && rows.shape[1] == cache.shape[1] && rows.shape[3] == cache.shape[3],
+      op, ": ", name, " must be (", cache.shape[0], ", ", cache.shape[1], ", any, ", cache.shape[3],
+      ") as the cache is, got ", shape_text(rows));
   const auto contiguous = [](const ConstView& view) {
     return view.strides[3] == 1 || view.shape[3] <= 1 || view.size() == 0;
   };
-  FASTMHA_CHECK(contiguous(rows) && contiguous(cache), op, ": ", name, " and its cache must have a contiguous last axis");
+  FASTMHA_CHECK(contiguous(rows) && contiguous(cache), op, ": ", name,
+                " and its cache must have a contiguous last axis");
 }
 
-void copy_rows(const MutableView& cache, const ConstView& rows, int64_t n, int64_t h, int64_t at, int64_t count) {
+void copy_rows(const MutableView& cache, const ConstView& rows, int64_t n, int64_t h, int64_t at,
+               int64_t count) {
   float* to = cache.data + n * cache.strides[0] + h * cache.strides[1] + at * cache.strides[2];
   const float* from = rows.data + n * rows.strides[0] + h * rows.strides[1];
   const size_t bytes = static_cast<size_t>(rows.shape[3]) * sizeof(float);
@@ -42,17 +45,18 @@ void kv_cache_append(const KVCacheView& cache, const ConstView& key, const Const
   check_rows("key", cache.key, key);
   check_rows("value", cache.value, value);
   FASTMHA_CHECK(cache.lengths != nullptr, op, ": the cache has no lengths (null pointer)");
-  FASTMHA_CHECK(key.shape[2] == value.shape[2], op, ": key and value must have the same length (axis 2), got ",
-                shape_text(key), " and ", shape_text(value));
+  FASTMHA_CHECK(key.shape[2] == value.shape[2], op,
+                ": key and value must have the same length (axis 2), got ", shape_text(key), " and ",
+                shape_text(value));
   const int64_t batch = key.shape[0], heads = key.shape[1], count = key.shape[2];
   const int64_t capacity = std::min(cache.key.shape[2], cache.value.shape[2]);
   const auto count_of = [&](int64_t n) { return new_lengths ? new_lengths[n] : count; };
   for (int64_t n = 0; n < batch; ++n) {
     FASTMHA_CHECK(count_of(n) >= 0 && count_of(n) <= count, op, ": lengths must be from 0 to the ", count,
                   " rows that were passed, got ", count_of(n), " for sequence ", n);
-    FASTMHA_CHECK(cache.lengths[n] >= 0 && cache.lengths[n] + count_of(n) <= capacity, op, ": the cache is full: sequence ",
-                  n, " holds ", cache.lengths[n], " of ", capacity, " and ", count_of(n),
-                  " more were to be appended; make it with a larger capacity");
+    FASTMHA_CHECK(cache.lengths[n] >= 0 && cache.lengths[n] + count_of(n) <= capacity, op,
+                  ": the cache is full: sequence ", n, " holds ", cache.lengths[n], " of ", capacity, " and ",
+                  count_of(n), " more were to be appended; make it with a larger capacity");
   }
   const double bytes = 4.0 * static_cast<double>(batch * heads * count * (key.shape[3] + value.shape[3]));
   const int threads = threads_for(batch * heads, bytes / kCopyBytesPerNanosecond);

@@ -48,7 +48,8 @@ int usable_cpus() {
 
 constexpr int kMaxThreads = 4096;
 
-// The number in an environment variable; 0 when it is not set. OMP_NUM_THREADS may be a list: its first number counts.
+// The number in an environment variable; 0 when it is not set. OMP_NUM_THREADS may be a list: its first
+// number counts.
 int threads_from_environment(const char* name, bool list) {
   const char* text = std::getenv(name);
   if (text == nullptr || *text == '\0') return 0;
@@ -89,12 +90,14 @@ void note_pool() {
 }  // namespace
 
 void set_num_threads(int num_threads) {
-  FASTMHA_CHECK(num_threads >= 1 && num_threads <= kMaxThreads, "set_num_threads: num_threads must be from 1 to ",
-                kMaxThreads, ", got ", num_threads);
+  FASTMHA_CHECK(num_threads >= 1 && num_threads <= kMaxThreads,
+                "set_num_threads: num_threads must be from 1 to ", kMaxThreads, ", got ", num_threads);
   thread_setting().store(num_threads, std::memory_order_relaxed);
 }
 
-int get_num_threads() { return thread_setting().load(std::memory_order_relaxed); }
+int get_num_threads() {
+  return thread_setting().load(std::memory_order_relaxed);
+}
 
 int threads_for(int64_t tasks, double nanoseconds) {
 #if defined(_OPENMP)

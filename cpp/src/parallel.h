@@ -6,24 +6,25 @@
 
 namespace fastmha {
 
-// Below this much work on one thread, waking others costs more than it saves: a hot fork and join takes about 1 us,
-// one after a millisecond of serial work 4 us and more.
+// Below this much work on one thread, waking others costs more than it saves: a hot fork and join takes about
+// 1 us, one after a millisecond of serial work 4 us and more.
 inline constexpr double kSerialNanoseconds = 20e3;
 
-// Threads worth using for `tasks` independent pieces that take `nanoseconds` in all on one thread. 1 inside another
-// parallel region and in a child forked after a region ran (the OpenMP pool does not survive fork).
+// Threads worth using for `tasks` independent pieces that take `nanoseconds` in all on one thread. 1 inside
+// another parallel region and in a child forked after a region ran (the OpenMP pool does not survive fork).
 int threads_for(int64_t tasks, double nanoseconds);
 
 using TaskFunction = void (*)(void* context, int64_t task, int thread);
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context);
 
-// body(task, thread) for every task in [0, tasks), thread in [0, threads). Which thread takes which task is not
-// fixed: a result must depend on the task alone. body must not throw and must not allocate.
+// body(task, thread) for every task in [0, tasks), thread in [0, threads). Which thread takes which task is
+// not fixed: a result must depend on the task alone. body must not throw and must not allocate.
 template <class Body>
 void parallel_for(int64_t tasks, int threads, Body&& body) {
   using Plain = std::remove_reference_t<Body>;
   run_tasks(
-      tasks, threads, [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
+      tasks, threads,
+      [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

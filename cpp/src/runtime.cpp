@@ -11,11 +11,16 @@
 namespace fastmha {
 namespace {
 
-bool always() { return true; }
+bool always() {
+  return true;
+}
 
 #if defined(FASTMHA_HAVE_X86_KERNELS)
-// __builtin_cpu_supports asks the operating system too (XGETBV): registers that it does not save are not there.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// __builtin_cpu_supports asks the operating system too (XGETBV): registers that it does not save are not
+// there.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -48,11 +53,12 @@ const Isa& choose() {
   }
   for (const Isa& isa : kIsas) {
     if (std::strcmp(isa.name, wanted) != 0) continue;
-    FASTMHA_CHECK(isa.supported(), "FASTMHA_ISA=", wanted, ": this CPU does not support it; it can run ", names(true));
+    FASTMHA_CHECK(isa.supported(), "FASTMHA_ISA=", wanted, ": this CPU does not support it; it can run ",
+                  names(true));
     return isa;
   }
-  throw std::invalid_argument(
-      concat("FASTMHA_ISA=", wanted, " is unknown; this build has ", names(false), " (unset it to take the best)"));
+  throw std::invalid_argument(concat("FASTMHA_ISA=", wanted, " is unknown; this build has ", names(false),
+                                     " (unset it to take the best)"));
 }
 
 std::string cpu_name() {
@@ -70,7 +76,9 @@ const Isa& active_isa() {
   return chosen;
 }
 
-const char* isa() { return active_isa().name; }
+const char* isa() {
+  return active_isa().name;
+}
 
 std::vector<const Isa*> runnable_isas() {
   std::vector<const Isa*> runnable;

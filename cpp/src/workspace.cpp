@@ -26,8 +26,8 @@ thread_local Buffer kept;
 }  // namespace
 
 Workspace::Workspace(int threads, size_t bytes_per_thread) {
-  // Whole pages, so that slices share none, plus one cache line: slices a multiple of 4 KiB apart would compete for
-  // the same cache sets.
+  // Whole pages, so that slices share none, plus one cache line: slices a multiple of 4 KiB apart would
+  // compete for the same cache sets.
   stride_ = (bytes_per_thread + kPage - 1) / kPage * kPage + 64;
   const size_t bytes = stride_ * static_cast<size_t>(threads);
   own_ = kept.leased;

@@ -6,10 +6,10 @@
 
 namespace fastmha {
 
-// Leases `threads` slices of at least `bytes_per_thread` from a buffer that belongs to the calling thread and only
-// grows, so that repeated calls neither allocate nor page-fault. Taken before a parallel region; slices are written
-// first by the thread that uses them, which places their pages on its NUMA node. A second lease while one is alive
-// gets memory of its own.
+// Leases `threads` slices of at least `bytes_per_thread` from a buffer that belongs to the calling thread and
+// only grows, so that repeated calls neither allocate nor page-fault. Taken before a parallel region; slices
+// are written first by the thread that uses them, which places their pages on its NUMA node. A second lease
+// while one is alive gets memory of its own.
 class Workspace {
  public:
   Workspace(int threads, size_t bytes_per_thread);

@@ -2,13 +2,14 @@
 //
 //   out = softmax(softcap(scale * Q K^T) + bias) V        per head
 //
-// Everything that limits or biases attention is a parameter, so no (q_len, kv_len) mask need exist: causal order, key
-// lengths, a sliding window, ALiBi slopes, soft-capping, grouped heads (GQA, MQA), value_dim != head_dim. Masked work
-// is skipped and masked keys and values cannot reach a result, whatever they hold. A query that sees no key gives
-// zeros. Extra memory is a constant per thread.
+// Everything that limits or biases attention is a parameter, so no (q_len, kv_len) mask need exist: causal
+// order, key lengths, a sliding window, ALiBi slopes, soft-capping, grouped heads (GQA, MQA), value_dim !=
+// head_dim. Masked work is skipped and masked keys and values cannot reach a result, whatever they hold. A
+// query that sees no key gives zeros. Extra memory is a constant per thread.
 //
 //   fastmha::ConstView q(query, {batch, heads, q_len, head_dim});
-//   fastmha::scaled_dot_product_attention(q, k, v, out, {.is_causal = true});   // C++20; in C++17 set the fields
+//   fastmha::scaled_dot_product_attention(q, k, v, out, {.is_causal = true});   // C++20; in C++17 set the
+//   fields
 #pragma once
 
 #include <cstdint>
@@ -19,8 +20,8 @@
 namespace fastmha {
 
 struct AttentionParams {
-  // Query i stands at position i + query_offset on the key axis; query_offsets (batch), when set, holds one for each
-  // sequence instead.
+  // Query i stands at position i + query_offset on the key axis; query_offsets (batch), when set, holds one
+  // for each sequence instead.
   int64_t query_offset = 0;
   const int64_t* query_offsets = nullptr;
   // Key j is visible when j <= i + offset.
@@ -36,8 +37,8 @@ struct AttentionParams {
   float softcap = 0.0f;
   // (heads) or (batch, heads): adds -slope * |i + offset - j|. Empty: none.
   ConstView alibi_slopes;
-  // Broadcastable to (batch, heads, q_len, kv_len): kBool (one byte each, true = may attend) or kFloat32 (added to
-  // the scores; -infinity hides the key). Not for varlen_attention.
+  // Broadcastable to (batch, heads, q_len, kv_len): kBool (one byte each, true = may attend) or kFloat32
+  // (added to the scores; -infinity hides the key). Not for varlen_attention.
   MaskView attn_mask;
   // Written when set: the probabilities (batch, heads, q_len, kv_len) with a contiguous last axis, and
   // log(sum(exp(score))) (batch, heads, q_len). For varlen_attention lse is (total_q, heads).
@@ -47,34 +48,37 @@ struct AttentionParams {
   float* const* varlen_weights = nullptr;
 };
 
-// query (batch, heads, q_len, head_dim), key (batch, kv_heads, kv_len, head_dim), value (batch, kv_heads, kv_len,
-// value_dim) -> out (batch, heads, q_len, value_dim). heads must be a multiple of kv_heads. Any strides; the last axis
-// must be contiguous. out must not overlap an input. Throws std::invalid_argument.
+// query (batch, heads, q_len, head_dim), key (batch, kv_heads, kv_len, head_dim), value (batch, kv_heads,
+// kv_len, value_dim) -> out (batch, heads, q_len, value_dim). heads must be a multiple of kv_heads. Any
+// strides; the last axis must be contiguous. out must not overlap an input. Throws std::invalid_argument.
 void scaled_dot_product_attention(const ConstView& query, const ConstView& key, const ConstView& value,
                                   const MutableView& out, const AttentionParams& params = {});
 
-// Sequences of different lengths, end to end: query (total_q, heads, head_dim), key (total_k, kv_heads, head_dim),
-// value (total_k, kv_heads, value_dim) -> out (total_q, heads, value_dim). Sequence n owns rows
-// cu_seqlens[n] .. cu_seqlens[n + 1]; both arrays have sequences + 1 entries, start at 0 and end at the total.
+// Sequences of different lengths, end to end: query (total_q, heads, head_dim), key (total_k, kv_heads,
+// head_dim), value (total_k, kv_heads, value_dim) -> out (total_q, heads, value_dim). Sequence n owns rows
+// cu_seqlens[n] .. cu_seqlens[n + 1]; both arrays have sequences + 1 entries, start at 0 and end at the
+// total.
 void varlen_attention(const ConstView& query, const ConstView& key, const ConstView& value,
                       const int64_t* cu_seqlens_q, const int64_t* cu_seqlens_k, int64_t sequences,
                       const MutableView& out, const AttentionParams& params = {});
 
-// Keys and values of the tokens so far: (batch, kv_heads, capacity, dim) each, of which sequence n holds lengths[n].
+// Keys and values of the tokens so far: (batch, kv_heads, capacity, dim) each, of which sequence n holds
+// lengths[n].
 struct KVCacheView {
   MutableView key;
   MutableView value;
   int64_t* lengths = nullptr;
 };
 
-// Copies key and value (batch, kv_heads, count, dim) behind what each sequence holds and advances the lengths; with
-// new_lengths (batch), only the first new_lengths[n] rows of sequence n. Throws, with nothing changed, when a
-// sequence would exceed the capacity.
+// Copies key and value (batch, kv_heads, count, dim) behind what each sequence holds and advances the
+// lengths; with new_lengths (batch), only the first new_lengths[n] rows of sequence n. Throws, with nothing
+// changed, when a sequence would exceed the capacity.
 void kv_cache_append(const KVCacheView& cache, const ConstView& key, const ConstView& value,
                      const int64_t* new_lengths = nullptr);
 
-// Attention of query (batch, heads, q_len, head_dim) over the cache. The last query stands at the last key: query i
-// of sequence n at position i + lengths[n] - q_len. query_offset, key_lengths and attn_mask of params must be unset.
+// Attention of query (batch, heads, q_len, head_dim) over the cache. The last query stands at the last key:
+// query i of sequence n at position i + lengths[n] - q_len. query_offset, key_lengths and attn_mask of params
+// must be unset.
 void attention_with_kvcache(const ConstView& query, const KVCacheView& cache, const MutableView& out,
                             const AttentionParams& params = {});
 

@@ -6,13 +6,13 @@
 
 namespace fastmha {
 
-// Threads that an operation may use. At first: FASTMHA_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that this
-// process may use (affinity mask, cgroup quota). Results never depend on it.
+// Threads that an operation may use. At first: FASTMHA_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that
+// this process may use (affinity mask, cgroup quota). Results never depend on it.
 void set_num_threads(int num_threads);
 int get_num_threads();
 
-// The instruction set in use ("avx512", "avx2", "generic"): the best that the CPU has, or what FASTMHA_ISA names.
-// Throws std::invalid_argument when FASTMHA_ISA names one that is unknown or that this CPU lacks.
+// The instruction set in use ("avx512", "avx2", "generic"): the best that the CPU has, or what FASTMHA_ISA
+// names. Throws std::invalid_argument when FASTMHA_ISA names one that is unknown or that this CPU lacks.
 const char* isa();
 // Those that this build has and this CPU can run, best first.
 std::vector<std::string> available_isas();

@@ -13,8 +13,8 @@ enum class DType : uint8_t { kFloat32, kBool };
 
 inline constexpr int kMaxRank = 4;
 
-// Shape and strides (in elements, may be 0 or negative) of up to kMaxRank axes over memory that somebody else owns.
-// T is `float`, `const float` or `const void` (a mask, whose dtype says what it holds).
+// Shape and strides (in elements, may be 0 or negative) of up to kMaxRank axes over memory that somebody else
+// owns. T is `float`, `const float` or `const void` (a mask, whose dtype says what it holds).
 template <class T>
 struct View {
   T* data = nullptr;
