@@ -302,6 +302,13 @@ class TranslationModel:
             sources.append(np.array(ids, np.int64))
         return sources
 
+    def tokenize(self, text: str) -> list[str]:
+        """The source tokens of `text`, without the end token."""
+        end = self.config.eos_token_id
+        encoding = self._source_tokenizer.encode(text)
+        pairs = zip(encoding.tokens, encoding.ids, strict=True)
+        return [token for token, id_ in pairs if id_ != end]
+
     def unknown(self, text: str) -> list[UnknownCharacter]:
         """The pieces of `text` that the model has never seen."""
         encoding = self._source_tokenizer.encode(text)

@@ -1,0 +1,67 @@
+"""The attention of one translated sentence as a page to look at: one file, no network.
+
+The page is a template (data/attend.html) with one hole for the data, as JSON. Text from outside
+reaches the page only through that JSON and is shown with textContent, so nothing in it can become
+markup.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmha._types import Float32
+from fastmha.models import AttentionMaps
+
+__all__ = ["attend_page"]
+
+TEMPLATE = Path(__file__).resolve().parent / "data" / "attend.html"
+HOLE = "{{DATA}}"
+
+
+def attend_page(text: str, maps: AttentionMaps) -> str:
+    """An HTML page with every head of every layer of `maps`, the attention of the translation of
+    `text`."""
+    source, target = list(maps.source), list(maps.target)
+    kinds = [
+        _kind(
+            "Encoder self-attention",
+            "Each source token looks at all source tokens.",
+            source,
+            source,
+            maps.encoder,
+        ),
+        _kind(
+            "Decoder self-attention, masked",
+            "Each token of the translation looks at itself and what was written before it.",
+            target,
+            target,
+            maps.decoder,
+        ),
+        _kind(
+            "Decoder to encoder",
+            "Each token of the translation looks at the source, to write the next token.",
+            target,
+            source,
+            maps.cross,
+        ),
+    ]
+    data = {"text": text, "translation": maps.translation, "kinds": kinds}
+    return TEMPLATE.read_text("utf-8").replace(HOLE, _inert_json(data))
+
+
+def _kind(
+    name: str, about: str, rows: list[str], columns: list[str], layers: list[Float32]
+) -> dict[str, Any]:
+    # four digits are more than a colour shows and a quarter of the bytes
+    weights = [np.round(layer.astype(np.float64), 4).tolist() for layer in layers]
+    return {"name": name, "about": about, "rows": rows, "columns": columns, "layers": weights}
+
+
+def _inert_json(data: dict[str, Any]) -> str:
+    """JSON that cannot end the <script> around it: every character that HTML knows is escaped."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

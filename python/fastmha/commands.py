@@ -1,0 +1,279 @@
+"""The commands: translate, attend, info, bench.
+
+Results go to stdout and everything else to stderr, so that a pipe carries translations alone.
+Mistakes of the user come back as one line and exit status 1 (2 for wrong options), never as a
+traceback.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import fastmha as fm
+from fastmha.attend_page import attend_page
+from fastmha.models import TranslationModel, UnknownCharacterWarning, demo_model_path
+
+# Lines that are read, translated and written before the next are read: the memory that any number
+# of them needs.
+CHUNK = 1024
+
+app = typer.Typer(
+    name="fastmha",
+    help="Transformers on CPUs: translate, look at the attention, inspect this build.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of a translation model; the Chinese-to-English one that comes along "
+        "if not given.",
+        show_default=False,
+    ),
+]
+Beam = Annotated[int, typer.Option(min=1, help="Hypotheses kept per sentence; 1 is greedy search.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; all that this process may use if not given."),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Longest translation in tokens; as long as the model allows if not given."
+    ),
+]
+
+
+@app.command()
+def translate(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Sentences, one per argument.", show_default=False),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file",
+            "-f",
+            help="A UTF-8 file with one sentence a line, - for stdin; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    beam: Beam = 1,
+    threads: Threads = None,
+    max_new_tokens: MaxNewTokens = None,
+    model: Model = None,
+) -> None:
+    """Translate sentences; one line of output for each, in order.
+
+    Sentences come from the arguments, then from the files, else from a pipe:
+
+      fastmha translate 我想吃汉堡
+
+      fastmha translate --file sentences.txt > translations.txt
+
+      cat sentences.txt | fastmha translate --beam 4
+
+    Blank lines stay blank. Characters that the model does not know are named on stderr, with their
+    line; the rest of the sentence is translated all the same.
+    """
+    with mistakes_as_one_line():
+        _set_threads(threads)
+        if not text and not file and sys.stdin.isatty():
+            raise ValueError("nothing to translate: give a sentence, --file, or a pipe")
+        loaded: TranslationModel = fm.load(model or demo_model_path())
+        lines = _lines(text or [], file or ([] if text else [Path("-")]))
+        with _progress() as bar:
+            task = bar.add_task("translating", total=None)
+            for first, chunk in _chunks(lines, 1 if _interactive(text, file) else CHUNK):
+                _name_unknown(loaded, first, chunk)
+                with warnings.catch_warnings():  # _name_unknown has said it, with line numbers
+                    warnings.simplefilter("ignore", UnknownCharacterWarning)
+                    translations = _translate(loaded, first, chunk, beam, max_new_tokens)
+                sys.stdout.write("".join(f"{line}\n" for line in translations))
+                sys.stdout.flush()
+                bar.advance(task, len(chunk))
+
+
+@app.command()
+def attend(
+    text: Annotated[str, typer.Argument(help="The sentence to translate.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
+        "attention.html"
+    ),
+    beam: Beam = 1,
+    threads: Threads = None,
+    max_new_tokens: MaxNewTokens = None,
+    model: Model = None,
+) -> None:
+    """Write the attention of every head of every layer as one self-contained page.
+
+      fastmha attend 我想吃汉堡 -o page.html
+
+    The page needs no network: open it in any browser. Hover a cell to read its weight.
+    """
+    with mistakes_as_one_line():
+        _set_threads(threads)
+        loaded: TranslationModel = fm.load(model or demo_model_path())
+        _name_unknown(loaded, 1, [text])
+        maps = loaded.attention(text, beam_size=beam, max_new_tokens=max_new_tokens)
+        output.write_text(attend_page(text, maps), "utf-8")
+        print(f"{maps.translation}\n{output}")
+
+
+@app.command()
+def info() -> None:
+    """Print the facts of this build: version, compiler, instruction sets, threads, OpenMP."""
+    with mistakes_as_one_line():
+        facts = fm.info()
+        openmp = facts["openmp_version"] if facts["openmp"] else "no"
+        lines = {
+            "version": facts["version"],
+            "compiler": f"{facts['compiler']}, {facts['build_type']}",
+            "CPU": facts["cpu"],
+            "ISA in use": facts["isa"],
+            "ISAs available": ", ".join(facts["available_isas"]),
+            "threads": facts["num_threads"],
+            "OpenMP": openmp,
+        }
+        for name, value in lines.items():
+            print(f"{name:<15}{value}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Run the side-by-side benchmarks of a source checkout; options go to them (try --help behind
+    it).
+
+    The benchmarks are the folder bench/ of the source tree: call this at its top.
+    """
+    if not (Path.cwd() / "bench" / "__main__.py").is_file():
+        _fail(
+            "the benchmarks are part of the source tree, not of the installed package: "
+            "call this where bench/ is (git clone, then cd fastmha)"
+        )
+    # A process of its own: benchmarks set threads and import rivals.
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "bench", *context.args]))
+
+
+def _translate(
+    model: TranslationModel, first: int, chunk: list[str], beam: int, max_new_tokens: int | None
+) -> list[str]:
+    """Translate a chunk; a sentence that the model cannot take is named by its line."""
+    limit = model.config.max_positions
+    try:
+        return model.translate(chunk, beam_size=beam, max_new_tokens=max_new_tokens)
+    except ValueError:
+        for number, line in enumerate(chunk, first):
+            # one end token goes behind each sentence
+            count = len(model.tokenize(line)) + 1
+            if count > limit:
+                raise ValueError(
+                    f"line {number}: {count} tokens, the model has {limit} positions; split it"
+                ) from None
+        raise
+
+
+def _name_unknown(model: TranslationModel, first: int, chunk: list[str]) -> None:
+    for number, line in enumerate(chunk, first):
+        for piece in model.unknown(line):
+            print(f"fastmha: line {number}: unknown to the model: {piece}", file=sys.stderr)
+
+
+def _lines(text: list[str], files: list[Path]) -> Iterator[str]:
+    for sentence in text:
+        yield from sentence.split("\n") if "\n" in sentence else [sentence]
+    for path in files:
+        if str(path) == "-":
+            yield from _stripped(_utf8(sys.stdin), "stdin")
+        else:
+            with path.open(encoding="utf-8-sig") as stream:  # a byte order mark is no character
+                yield from _stripped(stream, str(path))
+
+
+def _utf8(stream: TextIO) -> TextIO:
+    """Sentences are UTF-8 whatever the locale says."""
+    reconfigure: Any = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8")
+    return stream
+
+
+def _stripped(stream: Iterable[str], name: str) -> Iterator[str]:
+    try:
+        for line in stream:
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _chunks(lines: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    """Lists of up to `size` lines, with the number of the first."""
+    first = 1
+    while chunk := list(itertools.islice(lines, size)):
+        yield first, chunk
+        first += len(chunk)
+
+
+def _interactive(text: list[str] | None, file: list[Path] | None) -> bool:
+    """Somebody types sentences and waits for each translation."""
+    stdin = (not text and not file) or Path("-") in (file or [])
+    return stdin and sys.stdin.isatty()
+
+
+def _progress() -> Progress:
+    """A progress bar on stderr, when that is a terminal."""
+    console = Console(stderr=True)
+    # With translations appearing on the same terminal a bar would only be in their way.
+    shown = console.is_terminal and not sys.stdout.isatty()
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TextColumn("lines"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # what is translated is no part of the bar
+        redirect_stderr=False,
+        disable=not shown,
+    )
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        fm.set_num_threads(threads)
+
+
+@contextmanager
+def mistakes_as_one_line() -> Iterator[None]:
+    """Turn what a user can get wrong into a line on stderr, and a reader that left into silence."""
+    try:
+        _utf8(sys.stdout)
+        yield
+    except BrokenPipeError:
+        # `| head` has what it wanted. Nothing may be flushed at exit, or Python complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except (OSError, ValueError, TypeError, ModuleNotFoundError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _fail(message: str) -> None:
+    print(f"fastmha: {message}", file=sys.stderr)
+    raise typer.Exit(1)
