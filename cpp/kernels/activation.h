@@ -7,8 +7,8 @@
 namespace fastmha {
 namespace {
 
-// Beyond this, below zero, gelu and silu are 0 in float32. Arguments are held there: -infinity gives 0, the
-// limit, where the formulas would give -infinity * 0.
+// Below these, gelu (both) and silu are 0 in float32. Arguments are held there, so that -infinity gives the
+// limit and not -infinity * 0.
 constexpr float kGeluFloor = -20.0f;
 constexpr float kSiluFloor = -200.0f;
 
@@ -22,7 +22,7 @@ FASTMHA_INLINE Vec activate(Vec x) {
     // x Phi(x) = max(x, 0) - |x| Q(|x|), Q the upper tail of the normal distribution: no cancellation on
     // either side.
     const Vec magnitude = min(Vec::set1(-kGeluFloor), abs(x));
-    return max(Vec::zero(), x) - magnitude * normal_tail(magnitude);
+    return fnma(magnitude, normal_tail(magnitude), max(Vec::zero(), x));
   } else if constexpr (F == Activation::kGeluTanh) {
     // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) holds its relative accuracy for u far below 0, where 1 + tanh(u)
     // has none. -2u = x (a + b x^2), a = -2 sqrt(2/pi), b = 0.044715 a.

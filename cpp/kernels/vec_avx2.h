@@ -47,6 +47,8 @@ FASTMHA_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.reg, b.reg)
 FASTMHA_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.reg, b.reg, c.reg)}; }
 FASTMHA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.reg, b.reg, c.reg)}; }
+// 1 / a. The estimate that AVX2 has (12 bits, not the same on Intel and AMD) would need two steps of Newton's.
+FASTMHA_INLINE Vec reciprocal(Vec a) { return Vec::set1(1.0f) / a; }
 FASTMHA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.reg)}; }

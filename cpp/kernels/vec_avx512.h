@@ -37,6 +37,12 @@ FASTMHA_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.reg, b.reg)
 FASTMHA_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.reg, b.reg, c.reg)}; }
 FASTMHA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.reg, b.reg, c.reg)}; }
+// 1 / a to 1 unit in the last place for finite, normal a: an estimate of 14 bits and a step of Newton's. A division takes
+// 16 cycles and as long as it runs there is no other.
+FASTMHA_INLINE Vec reciprocal(Vec a) {
+  const Vec estimate = {_mm512_rcp14_ps(a.reg)};
+  return fma(estimate, fnma(a, estimate, Vec::set1(1.0f)), estimate);
+}
 FASTMHA_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.reg)}; }

@@ -55,6 +55,7 @@ FASTMHA_INLINE Vec operator/(Vec a, Vec b) { return {a.reg / b.reg}; }
 // Two roundings: without hardware FMA a fused one would be a library call per lane.
 FASTMHA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.reg * b.reg + c.reg}; }
 FASTMHA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {c.reg - a.reg * b.reg}; }
+FASTMHA_INLINE Vec reciprocal(Vec a) { return Vec::set1(1.0f) / a; }
 FASTMHA_INLINE Vec select(Mask m, Vec if_set, Vec if_clear) {
   return {reinterpret_cast<Float4>((m.lanes & reinterpret_cast<Int4>(if_set.reg)) |
                                    (~m.lanes & reinterpret_cast<Int4>(if_clear.reg)))};

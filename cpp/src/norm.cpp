@@ -78,6 +78,32 @@ NormRows norm_rows(const MapRows& map, const ConstView& weight, const ConstView&
   return part;
 }
 
+// Element-wise operations see one long row when the rows touch; pieces of this length are what threads share.
+constexpr int64_t kPiece = 4096;
+
+// body(MapRows part) for pieces of x, in parallel; each element's result depends on itself alone.
+template <class Body>
+void for_elements(const ConstView& x, const MutableView& out, double cost, Body&& body) {
+  const int64_t size = x.size();
+  const auto dense = [](const ConstView& view) {
+    return view.shape[0] <= 1 || view.strides[0] == view.shape[1];
+  };
+  if (!dense(x) || !dense(out)) {
+    for_row_blocks(x.shape[0], x.shape[1], cost,
+                   [&](int64_t first, int64_t rows) { body(map_rows(x, out, first, rows)); });
+    return;
+  }
+  const int64_t pieces = (size + kPiece - 1) / kPiece;
+  for_row_blocks(pieces, std::min(size, kPiece), cost, [&](int64_t first, int64_t count) {
+    MapRows part;
+    part.x = x.data + first * kPiece;
+    part.out = out.data + first * kPiece;
+    part.rows = 1;
+    part.features = std::min(size - first * kPiece, count * kPiece);
+    body(part);
+  });
+}
+
 double activation_cost(Activation function) {
   switch (function) {
     case Activation::kGelu:
@@ -123,16 +149,14 @@ void softmax(const ConstView& x, const MutableView& out) {
 void activation(Activation function, const ConstView& x, const MutableView& out) {
   check_map("activation", x, out);
   const RowwiseKernels& kernels = *active_isa().rowwise;
-  for_row_blocks(x.shape[0], x.shape[1], activation_cost(function), [&](int64_t first, int64_t rows) {
-    kernels.activation(function, map_rows(x, out, first, rows));
-  });
+  for_elements(x, out, activation_cost(function),
+               [&](const MapRows& part) { kernels.activation(function, part); });
 }
 
 void exp(const ConstView& x, const MutableView& out) {
   check_map("exp", x, out);
   const RowwiseKernels& kernels = *active_isa().rowwise;
-  for_row_blocks(x.shape[0], x.shape[1], 4,
-                 [&](int64_t first, int64_t rows) { kernels.exp(map_rows(x, out, first, rows)); });
+  for_elements(x, out, 4, [&](const MapRows& part) { kernels.exp(part); });
 }
 
 }  // namespace fastmha
