@@ -105,6 +105,22 @@ def test_each_pair_on_its_own(random, q_len, kv_len, case, where, garbage):
             assert np.isnan(out[sees]).all()
 
 
+@pytest.mark.parametrize("case", CASE_NAMES)
+@pytest.mark.parametrize(("q_len", "kv_len"), SIZES)
+def test_weights_and_lse_of_spoiled_rows(random, q_len, kv_len, case):
+    """A visible NaN in a key spoils the weights that its rows give to visible keys, and their lse;
+    what they give to hidden keys stays 0."""
+    query, key, value = random.attention(BATCH, HEADS, q_len, kv_len, DIM, kv_heads=KV_HEADS)
+    cases = {name: rest for name, *rest in mask_cases(q_len, kv_len, random.rng)}
+    attn_mask, options = cases[case]
+    ask = {"return_weights": True, "return_lse": True}
+    for j in {0, kv_len // 2, kv_len - 1}:
+        dirty = key.copy()
+        dirty[:, :, j, 0] = np.nan
+        result = fm.scaled_dot_product_attention(query, dirty, value, attn_mask, **options, **ask)
+        assert_attention(result, query, dirty, value, attn_mask, **options, **ask)
+
+
 @pytest.mark.parametrize(("q_len", "kv_len"), SIZES)
 def test_nan_in_one_query_stays_in_its_row(random, q_len, kv_len):
     query, key, value = random.attention(BATCH, HEADS, q_len, kv_len, DIM, kv_heads=KV_HEADS)
