@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastmha._extras import require
 from fastmha._types import Float32
@@ -47,12 +48,11 @@ def as_float32(array: Any, name: str) -> Float32:
     )
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Float32]:
-    """Read every tensor of a safetensors file, or of all the files of a checkpoint directory, as
-    float32.
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Read every tensor of a safetensors file, or of all files of a checkpoint directory.
 
-    The file is mapped into memory, so that weights which are packed right away are never held
-    twice.
+    Each keeps its dtype (checkpoints hold integers too), except bfloat16, which NumPy does not
+    know: it comes back as float32. The file is mapped into memory, not read.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Float32]:
 
     Returns
     -------
-    dict of str to ndarray of float32
+    dict of str to ndarray
 
     Raises
     ------
@@ -72,11 +72,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Float32]:
         There is no such file.
     ValueError
         The file is truncated or not a safetensors file.
-    TypeError
-        A tensor is neither float32, float16 nor bfloat16.
     """
     files = _files(Path(path))
-    tensors: dict[str, Float32] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for file in files:
         tensors.update(_read_file(file))
     return tensors
@@ -95,7 +93,7 @@ def _files(path: Path) -> list[Path]:
     return [path / "model.safetensors"]
 
 
-def _read_file(file: Path) -> dict[str, Float32]:
+def _read_file(file: Path) -> dict[str, NDArray[Any]]:
     safetensors = require("safetensors", "text", "reading weights")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such safetensors file")
@@ -103,16 +101,12 @@ def _read_file(file: Path) -> dict[str, Float32]:
         with safetensors.safe_open(file, framework="np") as tensors:
             dtypes = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
             native = {name: tensors.get_tensor(name) for name in dtypes if dtypes[name] != "BF16"}
-        widened = {}
-        if len(native) < len(dtypes):  # bfloat16 is unknown to NumPy: take the bytes
-            raw = dict(safetensors.deserialize(file.read_bytes()))
-            widened = {name: _from_bfloat16(raw[name]) for name in dtypes if name not in native}
+        if len(native) == len(dtypes):
+            return native
+        raw = dict(safetensors.deserialize(file.read_bytes()))
+        return {n: native[n] if n in native else _from_bfloat16(raw[n]) for n in dtypes}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file}: broken or not a safetensors file: {error}") from error
-    return {
-        name: widened[name] if name in widened else as_float32(native[name], f"{file}: {name}")
-        for name in dtypes
-    }
 
 
 def _from_bfloat16(tensor: Mapping[str, Any]) -> Float32:
