@@ -456,7 +456,14 @@ def load(path: str | os.PathLike[str], dtype: str = "float32") -> Any:
 
 
 def demo_model_path() -> Path:
-    """The directory of the small Chinese-to-English model that comes with the package."""
+    """The directory of the small Chinese-to-English model that comes with the package.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> (fm.demo_model_path() / "config.json").is_file()
+    True
+    """
     return Path(__file__).resolve().parent / "data" / "zh_en"
 
 

@@ -47,7 +47,14 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that an operation may use; see :func:`set_num_threads`."""
+    """The number of threads that an operation may use; see :func:`set_num_threads`.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> fm.get_num_threads() >= 1
+    True
+    """
     return _core.get_num_threads()
 
 
@@ -64,7 +71,14 @@ def isa() -> str:
 
 
 def available_isas() -> list[str]:
-    """The instruction sets that this build has and this CPU can run, best first."""
+    """The instruction sets that this build has and this CPU can run, best first.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> fm.available_isas()[-1]
+    'generic'
+    """
     return _core.available_isas()
 
 
@@ -89,6 +103,13 @@ def get_include() -> str:
     ------
     FileNotFoundError
         The package runs from a place without them, such as a source tree.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> from pathlib import Path
+    >>> (Path(fm.get_include()) / "fastmha" / "fastmha.h").is_file()
+    True
     """
     return _installed("include", "fastmha/fastmha.h")
 
@@ -101,6 +122,13 @@ def get_cmake_dir() -> str:
     ------
     FileNotFoundError
         The package runs from a place without it, such as a source tree.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> from pathlib import Path
+    >>> (Path(fm.get_cmake_dir()) / "fastmhaConfig.cmake").is_file()
+    True
     """
     return _installed("lib/cmake/fastmha", "fastmhaConfig.cmake")
 

@@ -25,6 +25,16 @@ class DecoderBlockCache:
     self_attn : KVCache
         Keys and values of each hypothesis: the beams of source n are the slots n * beam_size and
         following.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> block = fm.DecoderBlock(64, 4, 128, seed=0)
+    >>> cache = block.new_cache(batch=1, capacity=10, beam_size=2)
+    >>> block(np.ones((2, 1, 64), np.float32), np.ones((1, 7, 64), np.float32), cache=cache).shape
+    (2, 1, 64)
+    >>> cache.self_attn
+    KVCache(batch=2, num_kv_heads=4, capacity=10, head_dim=16, longest=1)
     """
 
     __slots__ = ("_bounds", "_memory", "beam_size", "self_attn")
@@ -92,7 +102,22 @@ class DecoderBlockCache:
 
 
 class DecoderCache:
-    """The caches of all blocks of a decoder; made by ``Decoder.new_cache``."""
+    """The caches of all blocks of a decoder; made by ``Decoder.new_cache``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> decoder = fm.Decoder([fm.DecoderBlock(64, 4, 128, seed=n) for n in range(2)])
+    >>> memory = np.ones((3, 7, 64), np.float32)
+    >>> cache = decoder.new_cache(batch=3, capacity=10)
+    >>> decoder(np.ones((3, 1, 64), np.float32), memory, cache=cache).shape
+    (3, 1, 64)
+    >>> cache.select([0, 2])  # the source in the middle is finished
+    >>> decoder(np.ones((2, 1, 64), np.float32), cache=cache).shape
+    (2, 1, 64)
+    >>> cache.lengths
+    array([2, 2])
+    """
 
     __slots__ = ("blocks",)
 
