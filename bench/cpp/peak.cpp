@@ -3,8 +3,9 @@
 //   peak flops THREADS            fp32 fused multiply-adds per second, times two, in GFLOP/s
 //   peak read  THREADS MEGABYTES  plain reads of a buffer of that size, over and over, in GB/s
 //
-// Compiled at bench time for the CPU at hand (-march=native). Every accumulator starts different and every result is
-// consumed: otherwise the compiler computes one and claims the others, and the figures become impossible.
+// Compiled at bench time for the CPU at hand (-march=native). Every accumulator starts different and every
+// result is consumed: otherwise the compiler computes one and claims the others, and the figures become
+// impossible.
 #include <omp.h>
 
 #include <algorithm>
@@ -97,7 +98,8 @@ double read(int threads, int64_t megabytes) {
   auto* data = static_cast<float*>(std::aligned_alloc(4096, bytes));
   if (data == nullptr) throw std::bad_alloc();
 #pragma omp parallel num_threads(threads)  // each page is first touched by the thread that will read it
-  for (int64_t i = 0; i < per_thread; ++i) data[omp_get_thread_num() * per_thread + i] = static_cast<float>(i % 7);
+  for (int64_t i = 0; i < per_thread; ++i)
+    data[omp_get_thread_num() * per_thread + i] = static_cast<float>(i % 7);
   const int64_t passes = std::max<int64_t>(1, int64_t{1} << 28 >> 2) / (per_thread * threads) + 1;
   double best = 0;
   for (int run = 0; run < 7; ++run) {

@@ -37,9 +37,7 @@ inline bool is_float32(const py::array& array) {
   return array.dtype().num() == py::detail::npy_api::NPY_FLOAT_ && array.dtype().byteorder() == '=';
 }
 
-inline bool is_bool(const py::array& array) {
-  return array.dtype().num() == py::detail::npy_api::NPY_BOOL_;
-}
+inline bool is_bool(const py::array& array) { return array.dtype().num() == py::detail::npy_api::NPY_BOOL_; }
 
 inline void require_float32(const char* op, const char* name, const py::array& array) {
   if (is_float32(array)) return;

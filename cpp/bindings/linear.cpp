@@ -1,8 +1,6 @@
 // PackedLinear for Python.
 #include "fastmha/linear.h"
 
-#include <pybind11/stl.h>
-
 #include <optional>
 
 #include "activation.h"

@@ -81,7 +81,21 @@ py::array softmax_py(py::handle x, py::handle out) {
   return run(rows, [&] { softmax(rows.x.view, rows.out.view()); });
 }
 
+// Element-wise operations take scalars too (arrays without axes), as arrays of one element.
+py::object without_axes(py::handle object, const std::vector<py::ssize_t>& shape) {
+  return object.is_none() ? py::none() : py::reinterpret_borrow<py::array>(object).reshape(shape);
+}
+
+bool is_scalar(py::handle object) {
+  return py::isinstance<py::array>(object) && py::reinterpret_borrow<py::array>(object).ndim() == 0;
+}
+
 py::array activation_py(py::handle name, py::handle x, py::handle out) {
+  if (is_scalar(x) && (out.is_none() || is_scalar(out))) {
+    const py::object one = without_axes(x, {1}), one_out = without_axes(out, {1});
+    const py::array result = activation_py(name, one, one_out);
+    return out.is_none() ? py::array(without_axes(result, {})) : py::reinterpret_borrow<py::array>(out);
+  }
   const NamedActivation& function = activation_named("activation", name);
   Mapped rows(function.operation, x, out);
   return run(rows, [&] { activation(function.value, rows.x.view, rows.out.view()); });

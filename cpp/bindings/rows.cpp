@@ -65,8 +65,7 @@ void require_shape(const char* op, const char* name, const py::array& array,
   bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
   for (size_t i = 0; same && i < shape.size(); ++i)
     same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
-  FASTMHA_CHECK(same, op, ": ", name, " must have shape ",
-                py::cast<std::string>(py::str(py::tuple(py::cast(shape)))), ", got ", shape_text(array));
+  FASTMHA_CHECK(same, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(array));
 }
 
 }  // namespace fastmha::python

@@ -34,12 +34,8 @@ constexpr int kBk = 128;
 // Rows of a register tile: 14 x 2 accumulators, 2 operands and a broadcast fill 32 registers; 6 x 2 fill 16.
 constexpr int kTileRows = Vec::kRegisters == 32 ? 14 : 6;
 
-FASTMHA_INLINE int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-FASTMHA_INLINE int64_t larger(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
+FASTMHA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTMHA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // ---- register tiles
 // -------------------------------------------------------------------------------------------------
@@ -280,9 +276,7 @@ void hide_by_bool_mask(const Panel& p, int64_t key, int64_t keys) {
 
 // A float mask in units of log2. A finite one stays finite: the lowest float, a common way to say "masked",
 // times log2(e) would overflow to the -infinity that hides a key.
-FASTMHA_INLINE Vec mask_to_log2(Vec mask) {
-  return max(Vec::set1(-__FLT_MAX__), mask * Vec::set1(kLog2e));
-}
+FASTMHA_INLINE Vec mask_to_log2(Vec mask) { return max(Vec::set1(-__FLT_MAX__), mask * Vec::set1(kLog2e)); }
 
 // bias[key][lane] = log2(e) * mask; -infinity hides the key.
 template <int Vecs>

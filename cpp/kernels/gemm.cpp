@@ -160,9 +160,7 @@ constexpr Kernels make_kernels() {
 
 constexpr Kernels kKernels = make_kernels();
 
-int panels(int64_t rows) {
-  return panels_for(static_cast<int>(rows < kMr ? rows : kMr));
-}
+int panels(int64_t rows) { return panels_for(static_cast<int>(rows < kMr ? rows : kMr)); }
 
 // Weights that stay in L2 (1 to 2 MiB on current servers) while all row tiles of a block pass over them.
 // Several panels rather than one, so that a tile writes a longer piece of each output row before it moves on:

@@ -23,8 +23,8 @@ struct Mask {
 struct Vec {
   static constexpr int kLanes = 8;
   static constexpr int kRegisters = 16;
-  // exp2_small clamps here: adding -127 to the exponent field of 1.0f leaves exactly 0, so a masked score (-inf)
-  // weighs exactly nothing.
+  // exp2_small clamps here: adding -127 to the exponent field of 1.0f leaves exactly 0, so a masked score
+  // (-inf) weighs exactly nothing.
   static constexpr float kExp2Floor = -127.0f;
 
   __m256 reg;
@@ -47,7 +47,8 @@ FASTMHA_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.reg, b.reg)
 FASTMHA_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.reg, b.reg, c.reg)}; }
 FASTMHA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.reg, b.reg, c.reg)}; }
-// 1 / a. The estimate that AVX2 has (12 bits, not the same on Intel and AMD) would need two steps of Newton's.
+// 1 / a. The estimate that AVX2 has (12 bits, not the same on Intel and AMD) would need two steps of
+// Newton's.
 FASTMHA_INLINE Vec reciprocal(Vec a) { return Vec::set1(1.0f) / a; }
 FASTMHA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.reg, b.reg)}; }
@@ -57,8 +58,11 @@ FASTMHA_INLINE Vec copysign(Vec magnitude, Vec sign) {
   const __m256 sign_bit = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_andnot_ps(sign_bit, magnitude.reg), _mm256_and_ps(sign.reg, sign_bit))};
 }
-FASTMHA_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.reg, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-// a * 2^n for a in [0.5, 2) and n in [-127, 127]: added to the exponent field. A NaN n adds 0 (cvt gives 0x80000000).
+FASTMHA_INLINE Vec round(Vec a) {
+  return {_mm256_round_ps(a.reg, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n for a in [0.5, 2) and n in [-127, 127]: added to the exponent field. A NaN n adds 0 (cvt gives
+// 0x80000000).
 FASTMHA_INLINE Vec ldexp(Vec a, Vec n) {
   const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n.reg), 23);
   return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.reg), shift))};

@@ -37,8 +37,8 @@ FASTMHA_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.reg, b.reg)
 FASTMHA_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.reg, b.reg, c.reg)}; }
 FASTMHA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.reg, b.reg, c.reg)}; }
-// 1 / a to 1 unit in the last place for finite, normal a: an estimate of 14 bits and a step of Newton's. A division takes
-// 16 cycles and as long as it runs there is no other.
+// 1 / a to 1 unit in the last place for finite, normal a: an estimate of 14 bits and a step of Newton's. A
+// division takes 16 cycles and as long as it runs there is no other.
 FASTMHA_INLINE Vec reciprocal(Vec a) {
   const Vec estimate = {_mm512_rcp14_ps(a.reg)};
   return fma(estimate, fnma(a, estimate, Vec::set1(1.0f)), estimate);
@@ -50,7 +50,9 @@ FASTMHA_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.reg)}; }
 FASTMHA_INLINE Vec copysign(Vec magnitude, Vec sign) {
   return {_mm512_or_ps(_mm512_abs_ps(magnitude.reg), _mm512_and_ps(sign.reg, _mm512_set1_ps(-0.0f)))};
 }
-FASTMHA_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.reg, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+FASTMHA_INLINE Vec round(Vec a) {
+  return {_mm512_roundscale_ps(a.reg, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 FASTMHA_INLINE Vec ldexp(Vec a, Vec n) { return {_mm512_scalef_ps(a.reg, n.reg)}; }
 
 FASTMHA_INLINE Mask less(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.reg, b.reg, _CMP_LT_OQ)}; }

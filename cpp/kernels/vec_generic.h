@@ -1,4 +1,5 @@
-// Vec for any CPU: 4 float lanes in the compiler's own vector type (SSE2 on x86-64, NEON on AArch64, scalars elsewhere).
+// Vec for any CPU: 4 float lanes in the compiler's own vector type (SSE2 on x86-64, NEON on AArch64, scalars
+// elsewhere).
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ struct Mask {
 struct Vec {
   static constexpr int kLanes = 4;
   static constexpr int kRegisters = 16;
-  // exp2_small clamps here: adding -127 to the exponent field of 1.0f leaves exactly 0, so a masked score (-inf)
-  // weighs exactly nothing.
+  // exp2_small clamps here: adding -127 to the exponent field of 1.0f leaves exactly 0, so a masked score
+  // (-inf) weighs exactly nothing.
   static constexpr float kExp2Floor = -127.0f;
 
   Float4 reg;
@@ -73,17 +74,21 @@ FASTMHA_INLINE Vec sqrt(Vec a) {
   return {Float4{__builtin_sqrtf(a.reg[0]), __builtin_sqrtf(a.reg[1]), __builtin_sqrtf(a.reg[2]),
                  __builtin_sqrtf(a.reg[3])}};
 }
-FASTMHA_INLINE Vec abs(Vec a) { return {reinterpret_cast<Float4>(reinterpret_cast<Int4>(a.reg) & INT32_MAX)}; }
+FASTMHA_INLINE Vec abs(Vec a) {
+  return {reinterpret_cast<Float4>(reinterpret_cast<Int4>(a.reg) & INT32_MAX)};
+}
 FASTMHA_INLINE Vec copysign(Vec magnitude, Vec sign) {
   return {reinterpret_cast<Float4>((reinterpret_cast<Int4>(magnitude.reg) & INT32_MAX) |
                                    (reinterpret_cast<Int4>(sign.reg) & INT32_MIN))};
 }
-// Adding 1.5 * 2^23 leaves no bits for the fraction; |a| must stay below 2^22 (NaN and infinity pass through).
+// Adding 1.5 * 2^23 leaves no bits for the fraction; |a| must stay below 2^22 (NaN and infinity pass
+// through).
 FASTMHA_INLINE Vec round(Vec a) {
   const Vec magic = Vec::set1(12582912.0f);
   return (a + magic) - magic;
 }
-// a * 2^n for a in [0.5, 2) and n in [-127, 127]: added to the exponent field. A NaN n leaves the NaN in a alone.
+// a * 2^n for a in [0.5, 2) and n in [-127, 127]: added to the exponent field. A NaN n leaves the NaN in a
+// alone.
 FASTMHA_INLINE Vec ldexp(Vec a, Vec n) {
   const Int4 is_number = n.reg == n.reg;
   const Float4 number = reinterpret_cast<Float4>(reinterpret_cast<Int4>(n.reg) & is_number);

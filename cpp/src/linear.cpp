@@ -105,24 +105,12 @@ PackedLinear::PackedLinear(PackedLinear&&) noexcept = default;
 PackedLinear& PackedLinear::operator=(PackedLinear&&) noexcept = default;
 PackedLinear::~PackedLinear() = default;
 
-int64_t PackedLinear::in_features() const {
-  return state_->weight.in_features();
-}
-int64_t PackedLinear::out_features() const {
-  return state_->weight.out_features();
-}
-Activation PackedLinear::activation() const {
-  return state_->activation;
-}
-bool PackedLinear::has_bias() const {
-  return state_->has_bias;
-}
-DType PackedLinear::weight_dtype() const {
-  return state_->weight.dtype();
-}
-size_t PackedLinear::nbytes() const {
-  return state_->weight.nbytes();
-}
+int64_t PackedLinear::in_features() const { return state_->weight.in_features(); }
+int64_t PackedLinear::out_features() const { return state_->weight.out_features(); }
+Activation PackedLinear::activation() const { return state_->activation; }
+bool PackedLinear::has_bias() const { return state_->has_bias; }
+DType PackedLinear::weight_dtype() const { return state_->weight.dtype(); }
+size_t PackedLinear::nbytes() const { return state_->weight.nbytes(); }
 
 void PackedLinear::unpack(const MutableView& weight) const {
   FASTMHA_CHECK(weight.rank == 2 && weight.shape[0] == out_features() && weight.shape[1] == in_features(),

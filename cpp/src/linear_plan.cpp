@@ -8,9 +8,7 @@
 namespace fastmha {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A row block of x is read once per panel of the task and should stay in L2 (1 to 2 MiB on current servers,
 // shared with the panel and the output).

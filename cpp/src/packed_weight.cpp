@@ -19,9 +19,7 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 // A weight that is streamed from memory touches a new 4 KiB page every 4 KiB: with 2 MiB pages the walk needs
 // 512 times fewer address translations.
-size_t alignment_for(size_t bytes) {
-  return bytes >= 2 * kHugePage ? kHugePage : kCacheLine;
-}
+size_t alignment_for(size_t bytes) { return bytes >= 2 * kHugePage ? kHugePage : kCacheLine; }
 
 double copy_nanoseconds(int64_t floats) {
   return static_cast<double>(floats) * sizeof(float) / 2;
@@ -57,9 +55,7 @@ void unpack_panel(const float* panel, int64_t first, int nr, const MutableView& 
 
 }  // namespace
 
-void PackedWeight::Free::operator()(float* memory) const {
-  std::free(memory);
-}
+void PackedWeight::Free::operator()(float* memory) const { std::free(memory); }
 
 PackedWeight::Buffer PackedWeight::allocate(int64_t floats) {
   const size_t bytes = std::max<size_t>(static_cast<size_t>(floats) * sizeof(float), 1);

@@ -95,9 +95,7 @@ void set_num_threads(int num_threads) {
   thread_setting().store(num_threads, std::memory_order_relaxed);
 }
 
-int get_num_threads() {
-  return thread_setting().load(std::memory_order_relaxed);
-}
+int get_num_threads() { return thread_setting().load(std::memory_order_relaxed); }
 
 int threads_for(int64_t tasks, double nanoseconds) {
 #if defined(_OPENMP)

@@ -11,16 +11,12 @@
 namespace fastmha {
 namespace {
 
-bool always() {
-  return true;
-}
+bool always() { return true; }
 
 #if defined(FASTMHA_HAVE_X86_KERNELS)
 // __builtin_cpu_supports asks the operating system too (XGETBV): registers that it does not save are not
 // there.
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -76,9 +72,7 @@ const Isa& active_isa() {
   return chosen;
 }
 
-const char* isa() {
-  return active_isa().name;
-}
+const char* isa() { return active_isa().name; }
 
 std::vector<const Isa*> runnable_isas() {
   std::vector<const Isa*> runnable;

@@ -47,22 +47,14 @@ Worst worst_error(Run run, const std::vector<float>& x, Reference reference, Sca
   return worst;
 }
 
-double relative(double, double expected) {
-  return std::max(std::fabs(expected), 1.2e-38);
-}
-double to_argument(double x, double) {
-  return std::max(std::fabs(x), 1e-37);
-}
+double relative(double, double expected) { return std::max(std::fabs(expected), 1.2e-38); }
+double to_argument(double x, double) { return std::max(std::fabs(x), 1e-37); }
 
-double gelu(double x) {
-  return x * 0.5 * std::erfc(-x / std::sqrt(2.0));
-}
+double gelu(double x) { return x * 0.5 * std::erfc(-x / std::sqrt(2.0)); }
 double gelu_tanh(double x) {
   return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
 }
-double silu(double x) {
-  return x / (1 + std::exp(-x));
-}
+double silu(double x) { return x / (1 + std::exp(-x)); }
 
 std::vector<float> one(float x, void (*run)(const MapRows&)) {
   std::vector<float> in{x}, out{0};

@@ -1,8 +1,8 @@
 """The compiled core: argument-checked entry points behind :mod:`fastmha`.
 
-Every function takes its arguments by position, checks them, releases the GIL while it computes and never keeps a
-reference to an array. The documented functions are in :mod:`fastmha.functional`, :mod:`fastmha.cache` and
-:mod:`fastmha.nn`.
+Every function takes its arguments by position, checks them, releases the GIL while it computes and
+never keeps a reference to an array. The documented functions are in :mod:`fastmha.functional`,
+:mod:`fastmha.cache` and :mod:`fastmha.nn`.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,9 @@ def kv_cache_append(
     value: Float32,
     new_lengths: NDArray[np.integer[Any]] | Sequence[int] | None,
 ) -> None:
-    """Copy ``key`` and ``value`` (B, Hkv, T, E) behind the rows that each sequence holds, then advance ``lengths``."""
+    """Copy ``key`` and ``value`` (B, Hkv, T, E) behind what each sequence holds, then advance
+    ``lengths``.
+    """
 
 def attention_with_kvcache(
     query: Float32,
