@@ -10,7 +10,7 @@ where they lie.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -361,11 +361,8 @@ class MultiHeadAttention(Module):
         self, query: Float32, key: Float32 | None, value: Float32 | None, ndim: int
     ) -> tuple[Float32, Float32, Float32]:
         """q, k and v, each (..., heads, head_dim)."""
-        given = (("query", query), ("key", key), ("value", value))
-        for name, x in given:
-            if x is not None and x.ndim != ndim:
-                shape = "(total, width) with cu_seqlens" if ndim == 2 else "(batch, length, width)"
-                raise ValueError(f"MultiHeadAttention: {name} must be {shape}, got {x.shape}")
+        if query.ndim != ndim:
+            self._wrong_rank("query", query, ndim)
         heads, kv_heads, head_dim = self.num_heads, self.num_kv_heads, self.head_dim
         if key is None:
             if value is not None:
@@ -382,6 +379,10 @@ class MultiHeadAttention(Module):
                 split[..., heads : heads + kv_heads, :],
                 split[..., heads + kv_heads :, :],
             )
+        if key.ndim != ndim:
+            self._wrong_rank("key", key, ndim)
+        if value is not None and value.ndim != ndim:
+            self._wrong_rank("value", value, ndim)
         q = self._in_proj.part("q")(query)
         q = q.reshape(*q.shape[:-1], heads, head_dim)
         if (value is None or value is key) and self.kdim == self.vdim:
@@ -394,6 +395,10 @@ class MultiHeadAttention(Module):
             k.reshape(*k.shape[:-1], kv_heads, head_dim),
             v.reshape(*v.shape[:-1], kv_heads, head_dim),
         )
+
+    def _wrong_rank(self, name: str, x: Float32, ndim: int) -> NoReturn:
+        shape = "(total, width) with cu_seqlens" if ndim == 2 else "(batch, length, width)"
+        raise ValueError(f"MultiHeadAttention: {name} must be {shape}, got {x.shape}")
 
     def _attend_cached(
         self,
