@@ -83,7 +83,8 @@ py::array softmax_py(py::handle x, py::handle out) {
 
 // Element-wise operations take scalars too (arrays without axes), as arrays of one element.
 py::object without_axes(py::handle object, const std::vector<py::ssize_t>& shape) {
-  return object.is_none() ? py::none() : py::reinterpret_borrow<py::array>(object).reshape(shape);
+  if (object.is_none()) return py::none();
+  return py::reinterpret_borrow<py::array>(object).reshape(shape);
 }
 
 bool is_scalar(py::handle object) {
