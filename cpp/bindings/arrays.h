@@ -98,27 +98,38 @@ inline Input float_input(const char* op, const char* name, py::handle object, in
   return {std::move(array), view};
 }
 
-// The same, with all axes but the last folded into one: (rows, features).
+// All axes but the last folded into one. Axes of extent 1 count for nothing: NumPy gives them any stride.
+struct RowFold {
+  py::ssize_t rows = 1;
+  py::ssize_t stride = 0;  // bytes from row to row
+  bool even = true;        // whether one stride reaches all rows
+};
+
+inline RowFold fold_rows(const py::array& array) {
+  RowFold fold;
+  for (py::ssize_t i = array.ndim() - 2; i >= 0; --i) {
+    if (array.shape(i) == 1) continue;
+    if (fold.rows == 1) fold.stride = array.strides(i);
+    fold.even = fold.even && (fold.rows == 1 || array.strides(i) == fold.stride * fold.rows);
+    fold.rows *= array.shape(i);
+  }
+  fold.even = fold.even || fold.rows == 0;
+  return fold;
+}
+
+template <class T, class Pointer>
+View<T> rows_view(const py::array& array, Pointer data) {
+  const RowFold fold = fold_rows(array);
+  return View<T>(data, {fold.rows, array.shape(array.ndim() - 1)}, {fold.stride / array.itemsize(), 1});
+}
+
+// A float32 array of any number of axes as (rows, features).
 inline Input rows_input(const char* op, const char* name, py::handle object) {
   py::array array = checked_array(op, name, object);
   require_float32(op, name, array);
   FASTMHA_CHECK(array.ndim() >= 1, op, ": ", name, " must have at least 1 axis, got a scalar");
-  const auto foldable = [](const py::array& a) {
-    for (py::ssize_t i = 0; i + 2 < a.ndim(); ++i) {
-      if (a.shape(i) > 1 && a.strides(i) != a.strides(i + 1) * a.shape(i + 1)) return false;
-    }
-    return true;
-  };
-  if (!viewable(array) || !foldable(array)) array = contiguous_copy(array);
-  ConstView view;
-  view.data = static_cast<const float*>(array.data());
-  view.rank = 2;
-  const py::ssize_t last = array.ndim() - 1;
-  view.shape[0] = 1;
-  for (py::ssize_t i = 0; i < last; ++i) view.shape[0] *= array.shape(i);
-  view.shape[1] = array.shape(last);
-  view.strides[0] = last > 0 ? array.strides(last - 1) / array.itemsize() : 0;
-  view.strides[1] = 1;
+  if (!viewable(array) || !fold_rows(array).even) array = contiguous_copy(array);
+  ConstView view = rows_view<const float>(array, static_cast<const float*>(array.data()));
   return {std::move(array), view};
 }
 

@@ -3,13 +3,6 @@
 namespace fastmha::python {
 namespace {
 
-bool evenly_spaced(const py::array& array) {
-  for (py::ssize_t i = 0; i + 2 < array.ndim(); ++i) {
-    if (array.shape(i) > 1 && array.strides(i) != array.strides(i + 1) * array.shape(i + 1)) return false;
-  }
-  return true;
-}
-
 bool same_elements(const py::array& a, const py::array& b) {
   if (a.data() != b.data() || a.ndim() != b.ndim()) return false;
   for (py::ssize_t i = 0; i < a.ndim(); ++i) {
@@ -22,7 +15,7 @@ bool same_elements(const py::array& a, const py::array& b) {
 
 RowsOutput::RowsOutput(const char* op, py::handle out, const std::vector<py::ssize_t>& shape)
     : op_(op), given_(!out.is_none()), result_(float_output(op, out, shape, {}).array), written_(result_) {
-  if (given_ && !evenly_spaced(result_)) written_ = py::array_t<float>(shape);
+  if (given_ && !fold_rows(result_).even) written_ = py::array_t<float>(shape);
 }
 
 void RowsOutput::allow_in_place(const char* name, const py::array& input) const {
@@ -37,16 +30,7 @@ void RowsOutput::refuse(const char* name, const py::array& input) const {
 }
 
 MutableView RowsOutput::view() const {
-  const py::ssize_t last = written_.ndim() - 1;
-  MutableView view;
-  view.data = static_cast<float*>(const_cast<void*>(written_.data()));
-  view.rank = 2;
-  view.shape[0] = 1;
-  for (py::ssize_t i = 0; i < last; ++i) view.shape[0] *= written_.shape(i);
-  view.shape[1] = written_.shape(last);
-  view.strides[0] = last > 0 ? written_.strides(last - 1) / written_.itemsize() : 0;
-  view.strides[1] = 1;
-  return view;
+  return rows_view<float>(written_, static_cast<float*>(const_cast<void*>(written_.data())));
 }
 
 py::array RowsOutput::finish() {

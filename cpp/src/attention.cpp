@@ -297,8 +297,8 @@ void run_panels(const Plan& plan, const AttentionKernels& kernels) {
   });
 }
 
-// One query per sequence. Keys are cut into pieces of fixed size; pieces are merged in order, whether one
-// thread does them all or each goes to another thread, so the result is the same either way.
+// At most one query per sequence. Keys are cut into pieces of fixed size; pieces are merged in order, whether
+// one thread does them all or each goes to another thread, so the result is the same either way.
 class Decode {
  public:
   Decode(const Plan& plan, const AttentionKernels& kernels)
@@ -331,6 +331,9 @@ class Decode {
   }
   size_t heads_bytes() const { return (static_cast<size_t>(group_) * sizeof(AttentionHead) + 63) / 64 * 64; }
   size_t states_floats() const { return static_cast<size_t>(group_ * state_); }
+
+  // A sequence of a ragged batch may have no query at all.
+  bool has_query(int64_t group) const { return plan_.q_len_of(group / plan_.kv_heads) == 1; }
 
   // The heads of a group, built at the start of a thread's scratch.
   AttentionHead* heads_of(int64_t group, char* scratch) const {
@@ -370,6 +373,7 @@ class Decode {
       float* piece = total + states_floats();
       float* rest = piece + states_floats();
       for (int64_t group = task * per_task; group < std::min(groups, (task + 1) * per_task); ++group) {
+        if (!has_query(group)) continue;
         const AttentionHead* heads = heads_of(group, scratch);
         const DecodeGroup work{heads, group_};
         kernels_.decode(work, 0, total, rest);
@@ -395,11 +399,12 @@ class Decode {
       char* scratch = workspace.slice<char>(thread);
       const int64_t group = task / pieces_, index = task % pieces_;
       const AttentionHead* heads = heads_of(group, scratch);
-      if (index >= pieces_of(heads[0])) return;
+      if (!has_query(group) || index >= pieces_of(heads[0])) return;
       kernels_.decode({heads, group_}, index, state_at(group, index),
                       reinterpret_cast<float*>(scratch + heads_bytes()));
     });
     for (int64_t group = 0; group < groups; ++group) {
+      if (!has_query(group)) continue;
       const AttentionHead* heads = heads_of(group, workspace.slice<char>(0));
       float* total = state_at(group, 0);
       for (int64_t index = 1; index < pieces_of(heads[0]); ++index) merge(total, state_at(group, index));
@@ -417,12 +422,10 @@ class Decode {
 void run(const Plan& plan) {
   const AttentionKernels& kernels = *active_isa().attention;
   if (plan.batch == 0 || plan.heads == 0) return;
-  bool single_queries = true;
-  for (int64_t n = 0; n < plan.batch && single_queries; ++n) {
-    single_queries = plan.q_len_of(n) == 1;
-    if (plan.cu_seqlens_q == nullptr) break;
-  }
-  if (single_queries) {
+  int64_t longest = 0;
+  for (int64_t n = 0; n < plan.batch; ++n) longest = std::max(longest, plan.q_len_of(n));
+  if (longest == 0) return;
+  if (longest == 1) {
     Decode(plan, kernels).run();
   } else {
     run_panels(plan, kernels);
