@@ -65,8 +65,12 @@ class KVCache:
         value_head_dim: int | None = None,
         dtype: type[np.float32] | np.dtype[np.float32] | str = np.float32,
     ) -> None:
-        if np.dtype(dtype) != np.float32:
-            raise TypeError(f"KVCache: dtype must be float32, got {np.dtype(dtype)}")
+        try:
+            supported = np.dtype(dtype) == np.float32
+        except TypeError:  # not a dtype at all
+            supported = False
+        if not supported:
+            raise TypeError(f"KVCache: dtype must be float32, got {dtype!r}")
         value_head_dim = head_dim if value_head_dim is None else value_head_dim
         sizes = {
             "batch": batch,

@@ -365,6 +365,11 @@ def attention_with_kvcache(
     >>> bool(np.allclose(np.concatenate(steps, axis=2), at_once, atol=1e-6))
     True
     """
+    if not isinstance(cache, KVCache):
+        raise TypeError(
+            f"attention_with_kvcache: cache must be a KVCache, got {type(cache).__name__}; "
+            "make one: fm.KVCache(batch, num_kv_heads, capacity, head_dim)"
+        )
     return _core.attention_with_kvcache(
         query,
         cache._key,
