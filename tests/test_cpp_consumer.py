@@ -24,7 +24,8 @@ def consumer(tmp_path_factory):
         PROJECT,
         "-B",
         build,
-        f"-Dfastmha_DIR={fm.get_cmake_dir()}",
+        # The wheel's own, or what `cmake --install` made elsewhere.
+        f"-Dfastmha_DIR={os.environ.get('FASTMHA_CMAKE_DIR') or fm.get_cmake_dir()}",
         "-DCMAKE_BUILD_TYPE=Release",
     ]
     for command in (configure, ["cmake", "--build", build]):
