@@ -187,6 +187,7 @@ void set_slopes(const char* op, const ConstView& slopes, int64_t batch, int64_t 
 
 void set_mask(const char* op, const MaskView& mask, const int64_t (&full)[4], Plan& plan) {
   if (mask.empty()) return;
+  FASTMHA_CHECK(mask.data != nullptr || mask.size() == 0, op, ": attn_mask has no data (null pointer)");
   int64_t strides[4] = {0, 0, 0, 0};
   bool fits = true;
   for (int axis = 0; axis < mask.rank; ++axis) {
@@ -212,6 +213,7 @@ void check_shape(const char* op, const char* name, const ConstView& view, const 
     expected += concat(i ? ", " : "", shape[i]);
   }
   FASTMHA_CHECK(fits, op, ": ", name, " must have shape (", expected, "), got ", shape_text(view));
+  check_float32(op, name, view);
 }
 
 // ---- running
@@ -578,6 +580,8 @@ void attention_with_kvcache(const ConstView& query, const KVCacheView& cache, co
   const char* op = "attention_with_kvcache";
   FASTMHA_CHECK(params.key_lengths == nullptr && params.query_offsets == nullptr && params.query_offset == 0,
                 op, ": key_lengths and query_offset come from the cache and must not be set");
+  FASTMHA_CHECK(params.attn_mask.empty(), op,
+                ": attn_mask is not for cached attention; use is_causal or window");
   FASTMHA_CHECK(cache.lengths != nullptr, op, ": the cache has no lengths (null pointer)");
   FASTMHA_CHECK(query.rank == 4 && cache.key.rank == 4 && query.shape[0] == cache.key.shape[0], op,
                 ": query must be (batch, heads, q_len, head_dim) with the cache's batch; query ",

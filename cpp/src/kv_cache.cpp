@@ -11,20 +11,26 @@ namespace {
 
 constexpr double kCopyBytesPerNanosecond = 8.0;
 
-void check_rows(const char* name, const MutableView& cache, const ConstView& rows) {
+// One of key and value against its half of the cache: (batch, kv_heads, length, dim) both.
+void check_half(const char* name, const MutableView& cache, const ConstView& rows) {
   const char* op = "kv_cache_append";
   FASTMHA_CHECK(cache.rank == 4 && rows.rank == 4, op, ": ", name,
                 " and its cache must have 4 axes (batch, kv_heads, length, dim), got ", shape_text(rows),
                 " and ", shape_text(cache));
+  for (const ConstView& view : {ConstView(cache), rows}) {
+    for (int axis = 0; axis < 4; ++axis) {
+      FASTMHA_CHECK(view.shape[axis] >= 0, op, ": ", name, " has a negative extent: ", shape_text(view));
+    }
+    FASTMHA_CHECK(view.dtype == DType::kFloat32, op, ": ", name, " and its cache must be float32");
+    FASTMHA_CHECK(view.data != nullptr || view.size() == 0, op, ": ", name,
+                  " or its cache has no data (null pointer)");
+    FASTMHA_CHECK(view.strides[3] == 1 || view.shape[3] <= 1 || view.size() == 0, op, ": ", name,
+                  " and its cache must have a contiguous last axis");
+  }
   FASTMHA_CHECK(
       rows.shape[0] == cache.shape[0] && rows.shape[1] == cache.shape[1] && rows.shape[3] == cache.shape[3],
       op, ": ", name, " must be (", cache.shape[0], ", ", cache.shape[1], ", any, ", cache.shape[3],
       ") as the cache is, got ", shape_text(rows));
-  const auto contiguous = [](const ConstView& view) {
-    return view.strides[3] == 1 || view.shape[3] <= 1 || view.size() == 0;
-  };
-  FASTMHA_CHECK(contiguous(rows) && contiguous(cache), op, ": ", name,
-                " and its cache must have a contiguous last axis");
 }
 
 void copy_rows(const MutableView& cache, const ConstView& rows, int64_t n, int64_t h, int64_t at,
@@ -42,12 +48,14 @@ void copy_rows(const MutableView& cache, const ConstView& rows, int64_t n, int64
 void kv_cache_append(const KVCacheView& cache, const ConstView& key, const ConstView& value,
                      const int64_t* new_lengths) {
   const char* op = "kv_cache_append";
-  check_rows("key", cache.key, key);
-  check_rows("value", cache.value, value);
+  check_half("key", cache.key, key);
+  check_half("value", cache.value, value);
   FASTMHA_CHECK(cache.lengths != nullptr, op, ": the cache has no lengths (null pointer)");
-  FASTMHA_CHECK(key.shape[2] == value.shape[2], op,
-                ": key and value must have the same length (axis 2), got ", shape_text(key), " and ",
-                shape_text(value));
+  for (int axis = 0; axis < 3; ++axis) {
+    FASTMHA_CHECK(key.shape[axis] == value.shape[axis], op,
+                  ": key and value must agree on all axes but the last, got ", shape_text(key), " and ",
+                  shape_text(value));
+  }
   const int64_t batch = key.shape[0], heads = key.shape[1], count = key.shape[2];
   const int64_t capacity = std::min(cache.key.shape[2], cache.value.shape[2]);
   const auto count_of = [&](int64_t n) { return new_lengths ? new_lengths[n] : count; };

@@ -274,6 +274,37 @@ TEST(cache_refuses_what_does_not_fit) {
   CHECK(key[6 * 4] == rows[0] && key[(2 * 8 + 3) * 4] == rows[2 * 3 * 4], "rows are elsewhere");
 }
 
+TEST(halves_of_a_cache_must_agree) {
+  std::vector<float> data(512, 0.0f);
+  int64_t length = 0;
+  const KVCacheView cache{MutableView(data.data(), {1, 2, 8, 8}), MutableView(data.data(), {1, 4, 8, 8}),
+                          &length};
+  CHECK_THROWS(
+      kv_cache_append(cache, ConstView(data.data(), {1, 2, 1, 8}), ConstView(data.data(), {1, 4, 1, 8})),
+      "key and value must agree");
+  const KVCacheView right{MutableView(data.data(), {1, 2, 8, 8}), MutableView(data.data(), {1, 2, 8, 8}),
+                          &length};
+  const ConstView none(nullptr, {1, 2, 1, 8});
+  CHECK_THROWS(kv_cache_append(right, none, none), "null pointer");
+  CHECK(length == 0, length);
+}
+
+TEST(null_results_and_masks_are_refused) {
+  const std::vector<float> data(64, 1.0f);
+  std::vector<float> result(64);
+  const ConstView q(data.data(), {1, 2, 4, 8});
+  const MutableView out(result.data(), {1, 2, 4, 8});
+  AttentionParams params;
+  params.lse = MutableView(nullptr, {1, 2, 4});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "lse has no data");
+  params = {};
+  params.weights = MutableView(nullptr, {1, 2, 4, 4});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "weights has no data");
+  params = {};
+  params.attn_mask = MaskView(nullptr, {4, 4});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "attn_mask has no data");
+}
+
 TEST(errors_name_what_came) {
   std::vector<float> data(1000);
   const ConstView q(data.data(), {1, 3, 5, 8}), k(data.data(), {1, 2, 5, 8});
