@@ -236,6 +236,11 @@ inline std::vector<int64_t> index_input(const char* op, const char* name, py::ha
                                 ".astype(np.int64)"));
   }
   FASTMHA_CHECK(array.ndim() == 1, op, ": ", name, " must have 1 axis, got shape ", shape_text(array));
+  if (kind == 'u' && array.size() > 0) {  // would wrap to negative numbers
+    const py::object largest = array.attr("max")();
+    FASTMHA_CHECK(py::cast<uint64_t>(largest) <= static_cast<uint64_t>(INT64_MAX), op, ": ", name,
+                  " must fit 64 bits with a sign, got ", py::cast<std::string>(py::str(largest)));
+  }
   const auto wide = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
   return std::vector<int64_t>(wide.data(), wide.data() + wide.size());
 }

@@ -46,7 +46,9 @@ struct Scores {
                  py::handle alibi_slopes, py::handle softcap) {
     params.is_causal = flag(op, "is_causal", is_causal);
     if (!scale.is_none()) params.scale = static_cast<float>(number(op, "scale", scale));
-    params.softcap = static_cast<float>(number(op, "softcap", softcap));
+    const double cap = number(op, "softcap", softcap);
+    params.softcap = static_cast<float>(cap);
+    FASTMHA_CHECK(cap == 0 || params.softcap != 0, op, ": softcap is too small for float32, got ", cap);
     if (!alibi_slopes.is_none()) {
       slopes = float_input(op, "alibi_slopes", alibi_slopes, 1, 2);
       params.alibi_slopes = slopes->view;
@@ -220,8 +222,7 @@ py::object varlen_attention(py::object query, py::object key, py::object value, 
   return results(o.array, weights, lse);
 }
 
-// ---- KV cache
-// -------------------------------------------------------------------------------------------------------
+// ---- KV cache --------------------------------------------------------------------------------------------
 
 struct Cache {
   Output key, value;

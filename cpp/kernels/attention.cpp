@@ -4,9 +4,9 @@
 // then keys and values are read as scalars from row-major memory, so neither is packed or copied, for grouped
 // heads included:
 //
-//   S^T[key][lane]  = sum over d of K[key][d] * Q^T[d][lane]        keys down the rows, queries across the
-//   lanes m, P^T, sum     = lane-vertical, no shuffles O^T[d][lane]   += sum over keys of V[key][d] *
-//   P^T[key][lane]
+//   S^T[key][lane]  = sum over d of K[key][d] * Q^T[d][lane]    keys down the rows, queries across the lanes
+//   m, P^T, sum     = lane-vertical, no shuffles
+//   O^T[d][lane]   += sum over keys of V[key][d] * P^T[key][lane]
 //
 // What this buys beside speed: a lane's arithmetic does not depend on the other lanes, on where a tile starts
 // or on how high it is. Blocks of bk keys count from key 0. So a query's result depends on its own visible
@@ -37,8 +37,7 @@ constexpr int kTileRows = Vec::kRegisters == 32 ? 14 : 6;
 FASTMHA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FASTMHA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// ---- register tiles
-// -------------------------------------------------------------------------------------------------
+// ---- register tiles --------------------------------------------------------------------------------------
 
 // out[row][lane] = sum over k of rows[row * stride + k] * columns[k][lane]
 template <int Rows, int Vecs>
@@ -134,8 +133,7 @@ struct EvenTiles {
   FASTMHA_INLINE int64_t height(int64_t tile) const { return rows + (tile < high ? 1 : 0); }
 };
 
-// ---- one panel
-// ------------------------------------------------------------------------------------------------------
+// ---- one panel -------------------------------------------------------------------------------------------
 
 // Scratch and state of a panel. All but `visible` are [row][kBq lanes].
 struct Panel {
@@ -233,8 +231,7 @@ void transpose_out(const float* from, int64_t columns, int rows, float* to, int6
   }
 }
 
-// ---- masks
-// ----------------------------------------------------------------------------------------------------------
+// ---- masks -----------------------------------------------------------------------------------------------
 
 // Bits [from, to) of a word, both clamped to the panel.
 FASTMHA_INLINE uint32_t bit_range(int64_t from, int64_t to) {
@@ -315,8 +312,7 @@ FASTMHA_INLINE bool all_visible_by_position(const Panel& p, int64_t key, int64_t
   return p.low_of(p.rows - 1) <= key && key + keys <= p.high_of(0);
 }
 
-// ---- one block of keys
-// ----------------------------------------------------------------------------------------------
+// ---- one block of keys -----------------------------------------------------------------------------------
 
 template <int Vecs>
 void compute_scores(const Panel& p, int64_t key, int64_t keys) {
@@ -394,8 +390,8 @@ bool score_block(const Panel& p, int64_t key, int64_t keys, bool* any_visible) {
   return hides;
 }
 
-// m_new <- max(m, colmax(S^T));  P^T <- exp2(S^T - m_new);  alpha <- exp2(m - m_new);  l <- l * alpha +
-// colsum(P^T)
+// m_new <- max(m, colmax(S^T));  P^T <- exp2(S^T - m_new);  alpha <- exp2(m - m_new)
+// l <- l * alpha + colsum(P^T)
 template <int Vecs>
 void softmax_block(const Panel& p, int64_t keys) {
   Vec top[Vecs], sum[Vecs];
@@ -478,8 +474,7 @@ void add_visible_values(const Panel& p, int64_t key, int64_t keys) {
   }
 }
 
-// ---- results
-// --------------------------------------------------------------------------------------------------------
+// ---- results ---------------------------------------------------------------------------------------------
 
 // O / l; a row that saw no key (l = 0) is zero.
 template <int Vecs>
@@ -492,7 +487,8 @@ void write_output(const Panel& p) {
     inverse.store(p.alpha + v * kLanes);
     for (int64_t d = 0; d < head.value_dim; ++d) {
       float* at = p.out + d * kBq + v * kLanes;
-      (Vec::load(at) * inverse).store(at);
+      // + 0: whether a negative sum that underflowed is -0 or +0 would depend on the masked keys behind it.
+      (Vec::load(at) * inverse + Vec::zero()).store(at);
     }
   }
   transpose_out<Vecs>(p.out, head.value_dim, p.rows, head.out + p.first * head.out_stride, head.out_stride);
@@ -575,8 +571,7 @@ void panel(const AttentionHead& head, int64_t first, float* scratch) {
   }
 }
 
-// ---- one query per sequence
-// -----------------------------------------------------------------------------------------
+// ---- one query per sequence ------------------------------------------------------------------------------
 //
 // Lanes are features: K and V rows stream through once, for all heads of a group, at the speed of memory.
 // Pieces of kSplit keys, counted from key 0, are computed apart (so that all cores can work on one sequence)
@@ -767,7 +762,8 @@ void decode_finish(const AttentionHead& head, const float* state) {
   const Vec scale = Vec::set1(inverse);
   for (int64_t d = 0; d < head.value_dim; d += kLanes) {
     const int width = static_cast<int>(smaller(kLanes, head.value_dim - d));
-    (Vec::load_n(state + kStateHeader + d, width) * scale).store_n(head.out + d, width);
+    // + 0 as in write_output.
+    (Vec::load_n(state + kStateHeader + d, width) * scale + Vec::zero()).store_n(head.out + d, width);
   }
   if (head.lse != nullptr) *head.lse = sum == 0.0f ? -kInfinity : top * kLn2 + __builtin_logf(sum);
   if (head.weights == nullptr) return;

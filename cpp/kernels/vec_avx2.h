@@ -52,7 +52,6 @@ FASTMHA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.reg, b
 FASTMHA_INLINE Vec reciprocal(Vec a) { return Vec::set1(1.0f) / a; }
 FASTMHA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.reg, b.reg)}; }
-FASTMHA_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.reg)}; }
 FASTMHA_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.reg)}; }
 FASTMHA_INLINE Vec copysign(Vec magnitude, Vec sign) {
   const __m256 sign_bit = _mm256_set1_ps(-0.0f);
@@ -70,7 +69,6 @@ FASTMHA_INLINE Vec ldexp(Vec a, Vec n) {
 
 FASTMHA_INLINE Mask less(Vec a, Vec b) { return {_mm256_cmp_ps(a.reg, b.reg, _CMP_LT_OQ)}; }
 FASTMHA_INLINE Mask equal(Vec a, Vec b) { return {_mm256_cmp_ps(a.reg, b.reg, _CMP_EQ_OQ)}; }
-FASTMHA_INLINE Mask operator&(Mask a, Mask b) { return {_mm256_and_ps(a.lanes, b.lanes)}; }
 FASTMHA_INLINE uint32_t to_bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_ps(m.lanes)); }
 FASTMHA_INLINE Vec select(Mask m, Vec if_set, Vec if_clear) {
   return {_mm256_blendv_ps(if_clear.reg, if_set.reg, m.lanes)};

@@ -45,7 +45,6 @@ FASTMHA_INLINE Vec reciprocal(Vec a) {
 }
 FASTMHA_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.reg, b.reg)}; }
-FASTMHA_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.reg)}; }
 FASTMHA_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.reg)}; }
 FASTMHA_INLINE Vec copysign(Vec magnitude, Vec sign) {
   return {_mm512_or_ps(_mm512_abs_ps(magnitude.reg), _mm512_and_ps(sign.reg, _mm512_set1_ps(-0.0f)))};
@@ -57,7 +56,6 @@ FASTMHA_INLINE Vec ldexp(Vec a, Vec n) { return {_mm512_scalef_ps(a.reg, n.reg)}
 
 FASTMHA_INLINE Mask less(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.reg, b.reg, _CMP_LT_OQ)}; }
 FASTMHA_INLINE Mask equal(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.reg, b.reg, _CMP_EQ_OQ)}; }
-FASTMHA_INLINE Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits & b.bits)}; }
 FASTMHA_INLINE uint32_t to_bits(Mask m) { return m.bits; }
 FASTMHA_INLINE Vec select(Mask m, Vec if_set, Vec if_clear) {
   return {_mm512_mask_blend_ps(m.bits, if_clear.reg, if_set.reg)};

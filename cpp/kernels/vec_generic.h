@@ -63,17 +63,12 @@ FASTMHA_INLINE Vec select(Mask m, Vec if_set, Vec if_clear) {
 }
 FASTMHA_INLINE Mask less(Vec a, Vec b) { return {a.reg < b.reg}; }
 FASTMHA_INLINE Mask equal(Vec a, Vec b) { return {a.reg == b.reg}; }
-FASTMHA_INLINE Mask operator&(Mask a, Mask b) { return {a.lanes & b.lanes}; }
 FASTMHA_INLINE uint32_t to_bits(Mask m) {
   return static_cast<uint32_t>((m.lanes[0] & 1) | (m.lanes[1] & 2) | (m.lanes[2] & 4) | (m.lanes[3] & 8));
 }
 // As the x86 instructions: b when either is NaN.
 FASTMHA_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }
 FASTMHA_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
-FASTMHA_INLINE Vec sqrt(Vec a) {
-  return {Float4{__builtin_sqrtf(a.reg[0]), __builtin_sqrtf(a.reg[1]), __builtin_sqrtf(a.reg[2]),
-                 __builtin_sqrtf(a.reg[3])}};
-}
 FASTMHA_INLINE Vec abs(Vec a) {
   return {reinterpret_cast<Float4>(reinterpret_cast<Int4>(a.reg) & INT32_MAX)};
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "check.h"
@@ -88,8 +89,7 @@ AttentionHead Plan::head(int64_t n, int64_t h) const {
   return one;
 }
 
-// ---- checks
-// ---------------------------------------------------------------------------------------------------------
+// ---- checks ----------------------------------------------------------------------------------------------
 
 void check_last_axis(const char* op, const char* name, const ConstView& view) {
   const int last = view.rank - 1;
@@ -152,17 +152,20 @@ void check_position(const char* op, const char* name, int64_t position) {
 void set_scores(const char* op, const AttentionParams& params, int64_t head_dim, int64_t batch, Plan& plan) {
   const double scale =
       params.scale ? static_cast<double>(*params.scale) : 1.0 / std::sqrt(static_cast<double>(head_dim));
-  FASTMHA_CHECK(std::isfinite(scale), op, ": scale must be finite, got ", scale);
-  FASTMHA_CHECK(std::isfinite(params.softcap) && params.softcap >= 0, op,
-                ": softcap must be finite and at least 0 (0: none), got ", params.softcap);
+  // Times log2(e) they must still be floats.
+  constexpr double kLargest = std::numeric_limits<float>::max() / kLog2e;
+  FASTMHA_CHECK(std::abs(scale) <= kLargest, op, ": scale must be finite and at most 2.3e38 in size, got ",
+                scale);
+  FASTMHA_CHECK(params.softcap == 0 || (params.softcap >= 1e-30f && params.softcap <= kLargest), op,
+                ": softcap must be 0 (none) or from 1e-30 to 2.3e38, got ", params.softcap);
   plan.shared.scale = static_cast<float>(scale * kLog2e);
   plan.shared.softcap = static_cast<float>(params.softcap * kLog2e);
 
   FASTMHA_CHECK(params.window_left >= -1 && params.window_right >= -1, op,
                 ": each side of window must be at least 0, or -1 (open), got (", params.window_left, ", ",
                 params.window_right, ")");
-  if (params.window_left >= 0) plan.shared.left = std::min(params.window_left, kMaxPosition);
-  if (params.window_right >= 0) plan.shared.right = std::min(params.window_right, kMaxPosition);
+  if (params.window_left >= 0) plan.shared.left = std::min(params.window_left, AttentionHead::kOpenSide);
+  if (params.window_right >= 0) plan.shared.right = std::min(params.window_right, AttentionHead::kOpenSide);
   if (params.is_causal) plan.shared.right = 0;
 
   check_position(op, "query_offset", params.query_offset);
@@ -216,8 +219,7 @@ void check_shape(const char* op, const char* name, const ConstView& view, const 
   check_float32(op, name, view);
 }
 
-// ---- running
-// --------------------------------------------------------------------------------------------------------
+// ---- running ---------------------------------------------------------------------------------------------
 
 // A guess of one core's speed, good enough to decide between one thread and several.
 constexpr double kFlopsPerNanosecond = 30.0;

@@ -28,6 +28,10 @@ void check_weight(const ConstView& weight, const ConstView& bias) {
                 shape_text(weight));
   FASTMHA_CHECK(weight.shape[0] >= 0 && weight.shape[1] >= 0, op,
                 ": weight must not have a negative extent, got shape ", shape_text(weight));
+  // Beyond any layer; sizes in bytes below cannot overflow.
+  constexpr int64_t kMaxFeatures = int64_t{1} << 30;
+  FASTMHA_CHECK(weight.shape[0] <= kMaxFeatures && weight.shape[1] <= kMaxFeatures, op,
+                ": weight must have at most 2^30 features on each side, got shape ", shape_text(weight));
   FASTMHA_CHECK(weight.data != nullptr || weight.size() == 0, op,
                 ": weight must point to its elements, got null");
   FASTMHA_CHECK(weight.dtype == DType::kFloat32, op, ": weight must be float32");
@@ -105,24 +109,30 @@ PackedLinear::PackedLinear(PackedLinear&&) noexcept = default;
 PackedLinear& PackedLinear::operator=(PackedLinear&&) noexcept = default;
 PackedLinear::~PackedLinear() = default;
 
-int64_t PackedLinear::in_features() const { return state_->weight.in_features(); }
-int64_t PackedLinear::out_features() const { return state_->weight.out_features(); }
-Activation PackedLinear::activation() const { return state_->activation; }
-bool PackedLinear::has_bias() const { return state_->has_bias; }
-DType PackedLinear::weight_dtype() const { return state_->weight.dtype(); }
-size_t PackedLinear::nbytes() const { return state_->weight.nbytes(); }
+const PackedLinear::State& PackedLinear::held() const {
+  FASTMHA_CHECK(state_ != nullptr, "PackedLinear: the layer was moved from and holds no weight");
+  return *state_;
+}
+
+int64_t PackedLinear::in_features() const { return held().weight.in_features(); }
+int64_t PackedLinear::out_features() const { return held().weight.out_features(); }
+Activation PackedLinear::activation() const { return held().activation; }
+bool PackedLinear::has_bias() const { return held().has_bias; }
+DType PackedLinear::weight_dtype() const { return held().weight.dtype(); }
+size_t PackedLinear::nbytes() const { return held().weight.nbytes(); }
 
 void PackedLinear::unpack(const MutableView& weight) const {
+  FASTMHA_CHECK(weight.data != nullptr || weight.size() == 0,
+                "PackedLinear::unpack: weight must point to its elements, got null");
   FASTMHA_CHECK(weight.rank == 2 && weight.shape[0] == out_features() && weight.shape[1] == in_features(),
                 "PackedLinear::unpack: weight must have shape (", out_features(), ", ", in_features(),
                 "), got ", shape_text(weight));
-  state_->weight.unpack(weight);
+  held().weight.unpack(weight);
 }
 
 void linear(const PackedLinear& layer, const ConstView& x, const MutableView& out,
             const LinearParams& params) {
-  FASTMHA_CHECK(layer.state_ != nullptr, "linear: the layer was moved from and holds no weight");
-  const PackedLinear::State& state = *layer.state_;
+  const PackedLinear::State& state = layer.held();
   check_linear(state.weight, x, out, params.residual);
   run_linear(state.weight, state.activation, x, out, params.residual);
 }

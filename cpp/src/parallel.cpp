@@ -21,21 +21,31 @@
 namespace fastmha {
 namespace {
 
-// CPUs granted by the cgroup's quota (v2, then v1), or 0 when there is none.
+// CPUs that a file like cpu.max ("max 100000" or "50000 100000") grants, or 0 when it sets no limit.
+double quota_in(const std::string& path) {
+  std::ifstream file(path);
+  std::string quota;
+  double period = 0;
+  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 0;
+  return std::atof(quota.c_str()) / period;
+}
+
+// The tightest quota of this process's cgroup (version 2) and of those above it, or 0 when there is none.
 int cgroup_cpus() {
-  double quota = -1, period = 0;
-  std::ifstream v2("/sys/fs/cgroup/cpu.max");
-  std::string first;
-  if (v2 >> first >> period) {
-    if (first == "max") return 0;
-    quota = std::atof(first.c_str());
-  } else {
-    std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-    std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-    if (!(quota_file >> quota) || !(period_file >> period)) return 0;
+  std::string group;
+  std::ifstream membership("/proc/self/cgroup");
+  for (std::string line; std::getline(membership, line);) {
+    if (line.rfind("0::", 0) == 0) group = line.substr(3);
   }
-  if (quota <= 0 || period <= 0) return 0;
-  return std::max(1, static_cast<int>(quota / period + 0.5));
+  double tightest = 0;
+  for (;;) {
+    const double cpus = quota_in("/sys/fs/cgroup" + group + "/cpu.max");
+    if (cpus > 0 && (tightest == 0 || cpus < tightest)) tightest = cpus;
+    const size_t slash = group.find_last_of('/');
+    if (slash == std::string::npos) break;
+    group.resize(slash);
+  }
+  return tightest > 0 ? std::max(1, static_cast<int>(tightest + 0.5)) : 0;
 }
 
 int usable_cpus() {
@@ -46,24 +56,31 @@ int usable_cpus() {
   return std::max(1, cpus);
 }
 
-constexpr int kMaxThreads = 4096;
+// More threads than this gain nothing, and OpenMP ends the process when the system refuses it a thread.
+int max_threads() {
+  static const int most = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
+  return most;
+}
 
-// The number in an environment variable; 0 when it is not set. OMP_NUM_THREADS may be a list: its first
-// number counts.
-int threads_from_environment(const char* name, bool list) {
-  const char* text = std::getenv(name);
-  if (text == nullptr || *text == '\0') return 0;
+// The whole number that a text starts with, if it is a sensible number of threads; else 0.
+int threads_in(const char* text, bool list) {
   char* end = nullptr;
   const long value = std::strtol(text, &end, 10);
-  const bool complete = *end == '\0' || (list && *end == ',');
-  FASTMHA_CHECK(end != text && complete && value >= 1 && value <= kMaxThreads, name,
-                " must be a whole number from 1 to ", kMaxThreads, ", got '", text, "'");
-  return static_cast<int>(value);
+  const bool complete = end != text && (*end == '\0' || (list && (*end == ',' || *end == ' ')));
+  return complete && value >= 1 && value <= max_threads() ? static_cast<int>(value) : 0;
 }
 
 int default_threads() {
-  if (const int n = threads_from_environment("FASTMHA_NUM_THREADS", false)) return n;
-  if (const int n = threads_from_environment("OMP_NUM_THREADS", true)) return n;
+  if (const char* own = std::getenv("FASTMHA_NUM_THREADS"); own != nullptr && *own != '\0') {
+    const int threads = threads_in(own, false);
+    FASTMHA_CHECK(threads > 0, "FASTMHA_NUM_THREADS must be a whole number from 1 to ", max_threads(),
+                  ", got '", own, "'");
+    return threads;
+  }
+  // OpenMP's variable may be a list ("4,2") and is not ours to judge: what makes no sense is passed over.
+  if (const char* openmp = std::getenv("OMP_NUM_THREADS")) {
+    if (const int threads = threads_in(openmp, true)) return threads;
+  }
   return usable_cpus();
 }
 
@@ -72,26 +89,17 @@ std::atomic<int>& thread_setting() {
   return setting;
 }
 
-// A pool of OpenMP threads does not survive fork: a child that waits for it hangs.
-std::atomic<bool> pool_exists{false};
-std::atomic<bool> forked_from_pool{false};
-
-void after_fork_in_child() {
-  if (pool_exists.load(std::memory_order_relaxed)) forked_from_pool.store(true, std::memory_order_relaxed);
-}
-
-void note_pool() {
-  if (pool_exists.load(std::memory_order_relaxed)) return;
-  static const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
-  (void)registered;
-  pool_exists.store(true, std::memory_order_relaxed);
-}
+// A pool of OpenMP threads does not survive fork: a child that waits for it hangs. The pool may be another library's
+// (PyTorch's), so every child of a fork runs serially.
+std::atomic<bool> forked{false};
+const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
 }  // namespace
 
 void set_num_threads(int num_threads) {
-  FASTMHA_CHECK(num_threads >= 1 && num_threads <= kMaxThreads,
-                "set_num_threads: num_threads must be from 1 to ", kMaxThreads, ", got ", num_threads);
+  FASTMHA_CHECK(num_threads >= 1 && num_threads <= max_threads(),
+                "set_num_threads: num_threads must be from 1 to ", max_threads(), ", got ", num_threads);
   thread_setting().store(num_threads, std::memory_order_relaxed);
 }
 
@@ -100,7 +108,7 @@ int get_num_threads() { return thread_setting().load(std::memory_order_relaxed);
 int threads_for(int64_t tasks, double nanoseconds) {
 #if defined(_OPENMP)
   if (tasks <= 1 || nanoseconds < kSerialNanoseconds) return 1;
-  if (forked_from_pool.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
+  if (forked.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
   return static_cast<int>(std::min<int64_t>(get_num_threads(), tasks));
 #else
   (void)tasks;
@@ -112,7 +120,6 @@ int threads_for(int64_t tasks, double nanoseconds) {
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context) {
 #if defined(_OPENMP)
   if (threads > 1) {
-    note_pool();
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t task = 0; task < tasks; ++task) function(context, task, omp_get_thread_num());
     return;

@@ -10,8 +10,8 @@ namespace fastmha {
 // 1 us, one after a millisecond of serial work 4 us and more.
 inline constexpr double kSerialNanoseconds = 20e3;
 
-// Threads worth using for `tasks` independent pieces that take `nanoseconds` in all on one thread. 1 inside
-// another parallel region and in a child forked after a region ran (the OpenMP pool does not survive fork).
+// Threads worth using for `tasks` independent pieces that take `nanoseconds` in all on one thread. 1 inside another
+// parallel region and in the child of a fork (the OpenMP pool, ours or another library's, does not survive it).
 int threads_for(int64_t tasks, double nanoseconds);
 
 using TaskFunction = void (*)(void* context, int64_t task, int thread);

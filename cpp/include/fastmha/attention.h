@@ -5,11 +5,13 @@
 // Everything that limits or biases attention is a parameter, so no (q_len, kv_len) mask need exist: causal
 // order, key lengths, a sliding window, ALiBi slopes, soft-capping, grouped heads (GQA, MQA), value_dim !=
 // head_dim. Masked work is skipped and masked keys and values cannot reach a result, whatever they hold. A
-// query that sees no key gives zeros. Extra memory is a constant per thread.
+// query that sees no key gives zeros. Extra memory per thread is a constant; a single query over many keys adds one
+// partial result per 256 keys.
 //
 //   fastmha::ConstView q(query, {batch, heads, q_len, head_dim});
-//   fastmha::scaled_dot_product_attention(q, k, v, out, {.is_causal = true});   // C++20; in C++17 set the
-//   fields
+//   fastmha::AttentionParams params;
+//   params.is_causal = true;
+//   fastmha::scaled_dot_product_attention(q, k, v, out, params);
 #pragma once
 
 #include <cstdint>
@@ -50,7 +52,8 @@ struct AttentionParams {
 
 // query (batch, heads, q_len, head_dim), key (batch, kv_heads, kv_len, head_dim), value (batch, kv_heads,
 // kv_len, value_dim) -> out (batch, heads, q_len, value_dim). heads must be a multiple of kv_heads. Any
-// strides; the last axis must be contiguous. out must not overlap an input. Throws std::invalid_argument.
+// strides; the last axis must be contiguous. out must not overlap an input or itself
+// (not checked: views may interleave). Throws std::invalid_argument.
 void scaled_dot_product_attention(const ConstView& query, const ConstView& key, const ConstView& value,
                                   const MutableView& out, const AttentionParams& params = {});
 

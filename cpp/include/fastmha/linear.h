@@ -8,8 +8,8 @@
 // Each element of out is the same sequence of roundings whatever the number of rows, its row's place among
 // them, the strides and the number of threads: a row computed alone and in a batch is equal bit for bit.
 //
-//   fastmha::PackedLinear layer({weight, {out_features, in_features}}, {bias, {out_features}},
-//   Activation::kGelu); fastmha::linear(layer, {x, {rows, in_features}}, {out, {rows, out_features}});
+//   fastmha::PackedLinear layer({weight, {out_features, in_features}}, {bias, {out_features}}, Activation::kGelu);
+//   fastmha::linear(layer, {x, {rows, in_features}}, {out, {rows, out_features}});
 #pragma once
 
 #include <cstddef>
@@ -53,6 +53,7 @@ class PackedLinear {
 
  private:
   struct State;
+  const State& held() const;  // throws after a move
   std::unique_ptr<const State> state_;
   friend void linear(const PackedLinear&, const ConstView&, const MutableView&, const LinearParams&);
 };
