@@ -34,6 +34,15 @@ def close(actual, expected, what=""):
     np.testing.assert_allclose(actual, expected, **CLOSE, err_msg=what)
 
 
+def raising(error):
+    """A callable that raises `error`, whatever it is called with."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 def shaken(module, seed=0):
     """The module in eval mode, with all its parameters away from 0 and 1, where mistakes hide."""
     torch.manual_seed(seed)
@@ -219,15 +228,27 @@ def test_attention_residual_is_added(random):
     close(mha(x, residual=residual), mha(x) + residual)
 
 
-def test_failed_attention_leaves_the_cache(random):
+@pytest.mark.parametrize("options", [{}, {"key_lengths": [1, 2]}], ids=["all", "lengths"])
+def test_failed_attention_leaves_the_cache(random, monkeypatch, options):
     mha = fm.MultiHeadAttention(32, 4, seed=0)
     cache = fm.KVCache(2, 4, 5, 8)
     mha(random.normal(2, 2, 32), cache=cache)
     held = cache.key[:, :, :2].copy()
-    with pytest.raises(ValueError, match=r"mask|broadcast"):
-        mha(random.normal(2, 2, 32), attn_mask=np.ones((3, 3), bool), cache=cache)
-    np.testing.assert_array_equal(cache.lengths, [2, 2])
-    assert_same_bits(cache.key[:, :, :2], held)
+    x = random.normal(2, 2, 32)
+
+    def fails(error, message=None, **wrong):
+        with pytest.raises(error, match=message):
+            mha(x, cache=cache, **options, **wrong)
+        np.testing.assert_array_equal(cache.lengths, [2, 2])
+        assert_same_bits(cache.key[:, :, :2], held)
+
+    fails(ValueError, r"mask|broadcast", attn_mask=np.ones((3, 3), bool))
+    fails(ValueError, "residual", residual=random.normal(2, 3, 32))
+    fails(TypeError, "residual", residual=np.zeros((2, 2, 32)))
+    for error in (MemoryError, KeyboardInterrupt):
+        with monkeypatch.context() as patch:
+            patch.setattr(mha, "out_proj", raising(error))
+            fails(error)
 
 
 # ---- encoder blocks -----------------------------------------------------------------------------

@@ -315,10 +315,15 @@ class MultiHeadAttention(Module):
                 if weights is not None:
                     weights.transpose(0, 2, 1, 3)[padding] = 0
             return (joined, weights) if return_weights else joined
-        attended = self._attend_cached(
-            q, k, v, cache, attn_mask, is_causal, key_lengths, return_weights
-        )
-        return self._join(attended, residual, return_weights)
+        before = cache.lengths.copy()
+        try:
+            attended = self._attend_cached(
+                q, k, v, cache, before, attn_mask, is_causal, key_lengths, return_weights
+            )
+            return self._join(attended, residual, return_weights)
+        except BaseException:  # nothing is changed by a call that fails, or that is interrupted
+            cache._lengths[:] = before
+            raise
 
     def project_kv(self, memory: Float32) -> tuple[Float32, Float32]:
         """Keys and values of `memory` (..., embed_dim), each (..., kv_heads, head_dim): one
@@ -406,12 +411,13 @@ class MultiHeadAttention(Module):
         k: Float32,
         v: Float32,
         cache: KVCache,
+        before: Int64,
         attn_mask: Bool | Float32 | None,
         is_causal: bool,
         key_lengths: Lengths | None,
         return_weights: bool,
     ) -> Any:
-        """Append, then attend to all that the cache holds: (batch, q_len, heads, head_dim)."""
+        """Append behind the `before` positions, then attend to all that the cache holds: (batch, q_len, heads, head_dim)."""
         q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         out = np.empty((q.shape[0], q.shape[2], self.num_heads, self.head_dim), np.float32)
         heads_first = out.transpose(0, 2, 1, 3)
@@ -432,33 +438,28 @@ class MultiHeadAttention(Module):
             )
             return out
         batch, q_len = out.shape[:2]
-        before = cache.lengths.copy()
         if key_lengths is not None:
             key_lengths = check_lengths(
                 "MultiHeadAttention", "key_lengths", key_lengths, batch, q_len
             )
         cache.append(k, v, lengths=key_lengths)
         longest = int(cache.lengths.max(initial=0))
-        try:
-            attended = _core.scaled_dot_product_attention(
-                q,
-                cache.key[:, :, :longest],
-                cache.value[:, :, :longest],
-                attn_mask,
-                is_causal,
-                None,
-                cache.lengths,
-                before,
-                None,
-                None,
-                0.0,
-                return_weights,
-                False,
-                heads_first,
-            )
-        except (TypeError, ValueError):
-            cache._lengths[:] = before  # nothing is changed by a call that fails
-            raise
+        attended = _core.scaled_dot_product_attention(
+            q,
+            cache.key[:, :, :longest],
+            cache.value[:, :, :longest],
+            attn_mask,
+            is_causal,
+            None,
+            cache.lengths,
+            before,
+            None,
+            None,
+            0.0,
+            return_weights,
+            False,
+            heads_first,
+        )
         if key_lengths is not None:
             out[~valid_rows(key_lengths, q_len)] = 0
         return (out, attended[1]) if return_weights else out
