@@ -135,6 +135,34 @@ def test_every_length_of_padding(options):
             assert_same_bits(out[:, :, :5], exact, f"padded to {q_len} queries, {kv_len} keys")
 
 
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "query_offset": 127}], ids=str)
+def test_signed_zeros_and_underflow(options):
+    """Weights that underflow to 0, values of -0: a sum of zeros of either sign depends on where it
+    starts, so the way in which a key is hidden, or a tile is filled, must not show in it.
+    """
+    query = np.ones((1, 1, 5, 1), np.float32)
+    key = np.full((1, 1, 130, 1), -300, np.float32)
+    value = np.full((1, 1, 130, 1), -1, np.float32)
+    key[0, 0, 128] = 300  # takes all the weight; exp(-600) is 0
+    value[0, 0, 128] = -0.0
+    value[0, 0, 129] = 1
+    visible = np.arange(130) < 129
+
+    def run(q_len, **hidden):
+        return fm.scaled_dot_product_attention(query[:, :, :q_len], key, value, **options, **hidden)
+
+    expected = run(5, key_lengths=[129])
+    assert (expected[0, 0, 1:] == 0).all()  # in causal order query 0 does not see key 128 yet
+    for q_len in (2, 5):
+        assert_same_bits(run(q_len, key_lengths=[129]), expected[:, :, :q_len], "key_lengths")
+        assert_same_bits(run(q_len, attn_mask=visible), expected[:, :, :q_len], "bool mask")
+    cut = fm.scaled_dot_product_attention(query, key[:, :, :129], value[:, :, :129], **options)
+    assert_same_bits(cut, expected, "without the hidden key")
+    for q_len in (2, 5):  # and where no key is hidden but by the order
+        for name, array in (("all", {}), ("mask of all", {"attn_mask": np.ones(130, bool)})):
+            assert_same_bits(run(q_len, **array), run(5)[:, :, :q_len], name)
+
+
 RAGGED = [
     ([5, 9, 2, 33], [5, 9, 2, 33]),
     ([2, 64, 17], [300, 70, 5]),
