@@ -71,3 +71,9 @@ def test_readme_python_blocks_run(tmp_path, monkeypatch):
             namespace.update(test.globs)
         else:
             exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+
+
+def test_readme_has_no_placeholders():
+    """Numbers and names that were to be filled in later."""
+    text = README.read_text(encoding="utf-8")
+    assert not re.findall(r"@[A-Z][A-Z0-9_]*@", text)
