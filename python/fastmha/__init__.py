@@ -10,6 +10,7 @@ Importing fastmha needs NumPy alone. Reading checkpoints needs the extra ``fastm
 command line ``fastmha[cli]``.
 """
 
+from fastmha import _openmp as _openmp  # first: it loads the core
 from fastmha._core import __version__
 from fastmha.cache import KVCache
 from fastmha.functional import (

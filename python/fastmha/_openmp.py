@@ -1,0 +1,35 @@
+"""Keeps OpenMP's threads from spinning for long.
+
+A thread of GCC's OpenMP that waits for the next piece of work, or for a slower thread, spins
+300,000 times before it sleeps: up to 15 ms of a core. That is harmless on an idle machine. Where
+two processes share the cores, the one that spins keeps the other from finishing: an encoder block
+that takes 0.6 ms alone took 37 ms, and 1.3 ms with 1,000 spins, which (10 to 50 us, by CPU) still
+bridge the gap between two operations of a model.
+
+OpenMP reads the setting once, when its library is loaded with the compiled core. It is put back
+right after, so that child processes do not inherit it, and not touched when the user made a choice.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SPINS = "1000"
+CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+@contextmanager
+def short_spins() -> Iterator[None]:
+    """While this lasts, an OpenMP library that is loaded takes the short setting."""
+    if any(name in os.environ for name in CHOICES):
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+    try:
+        yield
+    finally:
+        os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+with short_spins():
+    import fastmha._core  # noqa: F401
