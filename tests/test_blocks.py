@@ -445,6 +445,45 @@ def test_decoder_cache_beams_share_the_memory(random):
         cache.select([1, 0])
 
 
+def test_failed_decoder_block_leaves_the_cache(random):
+    """A call that finds no room keeps nothing of its memory: the next one brings its own."""
+    block = fm.DecoderBlock(32, 4, 64, seed=0)
+    x, first, second = random.normal(1, 3, 32), random.normal(1, 4, 32), random.normal(1, 4, 32)
+    cache = block.new_cache(1, 2)
+    with pytest.raises(ValueError, match=r"capacity|room|full"):
+        block(x, first, cache=cache)
+    np.testing.assert_array_equal(cache.self_attn.lengths, [0])
+    assert not cache.has_memory
+    close(block(x[:, :2], second, cache=cache), block(x[:, :2], second))
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("broken", ["linear2 of block 2", "norm"])
+def test_failed_decoder_leaves_the_caches_of_all_blocks(random, monkeypatch, error, broken):
+    blocks = [fm.DecoderBlock(32, 4, 64, seed=n) for n in range(2)]
+    decoder = fm.Decoder(blocks, fm.LayerNorm(32))
+    x, memory, other = random.normal(2, 3, 32), random.normal(2, 5, 32), random.normal(2, 4, 32)
+    whole = decoder(x, memory)
+    cache = decoder.new_cache(2, 3)
+
+    def fails(*args):
+        with monkeypatch.context() as patch:
+            if broken == "norm":
+                patch.setattr(decoder, "norm", raising(error))
+            else:
+                patch.setattr(blocks[1].feed_forward, "linear2", raising(error))
+            with pytest.raises(error):
+                decoder(*args, cache=cache)
+
+    fails(x[:, :2], other)
+    assert not any(block.has_memory for block in cache.blocks)
+    close(decoder(x[:, :2], memory, cache=cache), whole[:, :2])
+    fails(x[:, 2:])
+    for block in cache.blocks:
+        np.testing.assert_array_equal(block.self_attn.lengths, [2, 2])
+    close(decoder(x[:, 2:], cache=cache), whole[:, 2:])
+
+
 # ---- promises: padding, NaN, what else is in the batch ------------------------------------------
 
 

@@ -349,13 +349,19 @@ class DecoderBlock(_Block):
         TypeError
             An array of another dtype than float32.
         ValueError
-            Shapes or lengths that do not fit, no memory, no room left in the cache.
+            Shapes or lengths that do not fit, no memory, no room left in the cache. The cache is as
+            it was before.
         """
         check_array("DecoderBlock", "x", x)
         if cache is not None:
-            return self._step(
-                x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
-            )
+            before = cache.snapshot()
+            try:
+                return self._step(
+                    x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
+                )
+            except BaseException:  # interrupted, too
+                cache.restore(before)
+                raise
         if memory is None:
             raise ValueError("DecoderBlock: memory is needed, what the encoder returned")
         check_array("DecoderBlock", "memory", memory)
@@ -637,32 +643,24 @@ class Decoder(_Stack):
         With `return_weights` also returns a list with (self_weights, memory_weights) of each block.
         """
         check_array("Decoder", "x", x)
+        if cache is not None:
+            return self._step(
+                x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
+            )
         lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
         options: dict[str, Any] = {"return_weights": return_weights}
         restore = None
-        if cache is not None:
-            if len(cache.blocks) != len(self.layers):
-                raise ValueError(
-                    f"Decoder: the cache is for {len(cache.blocks)} blocks, "
-                    f"this decoder has {len(self.layers)}"
-                )
-            options |= {
-                "key_lengths": key_lengths,
-                "memory_lengths": memory_lengths,
-                "memory_cu_seqlens": memory_cu_seqlens,
-            }
-        elif memory is None:
+        if memory is None:
             raise ValueError("Decoder: memory is needed, what the encoder returned")
-        elif x.ndim != 3 or any(given is not None for given in lengths):
+        if x.ndim != 3 or any(given is not None for given in lengths):
             check_array("Decoder", "memory", memory)
             rows = Rows("Decoder", x, key_lengths, cu_seqlens)
             source = Rows("Decoder", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
             x, memory, restore = rows.rows, source.rows, rows.restore
             options |= {"cu_seqlens": rows.cu_seqlens, "memory_cu_seqlens": source.cu_seqlens}
         weights = []
-        for index, block in enumerate(self.layers):
-            block_cache = None if cache is None else cache.blocks[index]
-            result = block(x, memory, cache=block_cache, **options)
+        for block in self.layers:
+            result = block(x, memory, **options)
             if return_weights:
                 x = result[0]
                 weights.append(result[1:])
@@ -670,8 +668,44 @@ class Decoder(_Stack):
                 x = result
         if self.norm is not None:
             x = self.norm(x)
-        if cache is not None and key_lengths is not None:
-            x[np.arange(x.shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
         if restore is not None:
             x = restore(x)
         return (x, weights) if return_weights else x
+
+    def _step(
+        self,
+        x: Float32,
+        memory: Float32 | None,
+        key_lengths: Lengths | None,
+        memory_lengths: Lengths | None,
+        memory_cu_seqlens: Lengths | None,
+        cache: DecoderCache,
+        return_weights: bool,
+    ) -> Float32:
+        """The next positions of every hypothesis, through all blocks, or through none of them."""
+        if len(cache.blocks) != len(self.layers):
+            raise ValueError(
+                f"Decoder: the cache is for {len(cache.blocks)} blocks, "
+                f"this decoder has {len(self.layers)}"
+            )
+        before = [block_cache.snapshot() for block_cache in cache.blocks]
+        try:
+            for block, block_cache in zip(self.layers, cache.blocks, strict=True):
+                x = block(
+                    x,
+                    memory,
+                    key_lengths=key_lengths,
+                    memory_lengths=memory_lengths,
+                    memory_cu_seqlens=memory_cu_seqlens,
+                    cache=block_cache,
+                    return_weights=return_weights,
+                )
+            if self.norm is not None:
+                x = self.norm(x)
+            if key_lengths is not None:
+                x[np.arange(x.shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
+        except BaseException:  # a later block failed: the earlier ones go back as well
+            for block_cache, state in zip(cache.blocks, before, strict=True):
+                block_cache.restore(state)
+            raise
+        return x

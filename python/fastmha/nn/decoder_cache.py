@@ -16,6 +16,8 @@ from fastmha.nn.ragged import cumulative
 
 __all__ = ["DecoderBlockCache", "DecoderCache"]
 
+Memory = tuple[Float32, Float32, Int64]
+
 
 class DecoderBlockCache:
     """The cache of one decoder block; made by ``DecoderBlock.new_cache``.
@@ -44,7 +46,7 @@ class DecoderBlockCache:
     ) -> None:
         check_size("new_cache", batch=batch, capacity=capacity, beam_size=beam_size)
         self.beam_size = beam_size
-        self._memory: tuple[Float32, Float32, Int64] | None = None
+        self._memory: Memory | None = None
         self._bounds = np.arange(batch + 1)
         self.self_attn = KVCache(batch * beam_size, num_kv_heads, capacity, head_dim)
 
@@ -58,7 +60,7 @@ class DecoderBlockCache:
         return self._memory is not None
 
     @property
-    def memory(self) -> tuple[Float32, Float32, Int64]:
+    def memory(self) -> Memory:
         """Keys and values (Tm, kv_heads, head_dim) of all sources, and the bounds of each."""
         if self._memory is None:
             raise ValueError("DecoderBlock: the first call with a cache needs memory")
@@ -72,6 +74,15 @@ class DecoderBlockCache:
                 f"memory holds {len(cu_seqlens) - 1}"
             )
         self._memory = key, value, cu_seqlens
+
+    def snapshot(self) -> tuple[Int64, Memory | None]:
+        """What :meth:`restore` needs to undo calls of the block; costs no copy of keys or
+        values."""
+        return self.self_attn.lengths.copy(), self._memory
+
+    def restore(self, snapshot: tuple[Int64, Memory | None]) -> None:
+        """Forget what calls added since the snapshot."""
+        self.self_attn._lengths[:], self._memory = snapshot
 
     def query_bounds(self, length: int) -> Int64:
         """The cumulative query rows of each source, when its hypotheses hold `length` each."""
