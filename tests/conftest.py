@@ -32,6 +32,27 @@ def pytest_sessionstart():
         raise pytest.UsageError(f"FASTMHA_ISA={asked}, but fastmha runs {fm.isa()}")
 
 
+def pytest_sessionfinish(session):
+    """Nothing is skipped in CI: a check that stopped running there would go unnoticed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if (
+        os.environ.get("CI") == "true"
+        and reporter.stats.get("skipped")
+        and session.exitstatus == pytest.ExitCode.OK
+    ):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    if os.environ.get("CI") == "true" and skipped:
+        terminalreporter.write_line(
+            f"CI=true, but {len(skipped)} tests or modules were skipped: install "
+            "what they need; a run in CI must leave out nothing",
+            red=True,
+        )
+
+
 class Random:
     """Float32 arrays from a fixed seed."""
 
