@@ -445,6 +445,31 @@ def test_decoder_cache_beams_share_the_memory(random):
         cache.select([1, 0])
 
 
+def test_arguments_that_nothing_would_read_are_refused(random):
+    decoder = fm.Decoder([fm.DecoderBlock(32, 4, 64, seed=n) for n in range(2)])
+    x, memory, rows = random.normal(2, 1, 32), random.normal(2, 4, 32), random.normal(7, 32)
+    for kind in (decoder, decoder.layers[0]):
+        cache = kind.new_cache(2, 4)
+        with pytest.raises(ValueError, match="cu_seqlens does not go with a cache"):
+            kind(x, memory, cu_seqlens=[0, 1, 2], cache=cache)
+        kind(x, memory, memory_lengths=[4, 1], cache=cache)
+        with pytest.raises(ValueError, match=r"memory_lengths must be \[4, 1\].*got \[4, 2\]"):
+            kind(x, memory, memory_lengths=[4, 2], cache=cache)
+        with pytest.raises(ValueError, match=r"memory_cu_seqlens must be \[0, 4, 5\]"):
+            kind(x, rows, memory_cu_seqlens=[0, 4, 7], cache=cache)
+        kind(x, memory, memory_lengths=[4, 1], cache=cache)
+        kind(x, memory_cu_seqlens=[0, 4, 5], cache=cache)
+        with pytest.raises(TypeError, match=r"must be a Decoder(Block)?Cache, got int; new_cache"):
+            kind(x, memory, cache=3)
+    mha = fm.MultiHeadAttention(32, 4, seed=0)
+    with pytest.raises(ValueError, match="cu_seqlens_k is for ragged keys"):
+        mha(rows, rows, cu_seqlens_k=[0, 4, 7])
+    with pytest.raises(ValueError, match="cu_seqlens_k is for ragged keys"):
+        mha(rows, cu_seqlens=[0, 4, 7], cu_seqlens_k=[0, 4, 7])
+    with pytest.raises(TypeError, match=r"cache must be a KVCache, got int; make one: fm\.KVCache"):
+        mha(x, cache=3)
+
+
 def test_failed_decoder_block_leaves_the_cache(random):
     """A call that finds no room keeps nothing of its memory: the next one brings its own."""
     block = fm.DecoderBlock(32, 4, 64, seed=0)

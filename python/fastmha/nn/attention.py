@@ -242,12 +242,22 @@ class MultiHeadAttention(Module):
         Raises
         ------
         TypeError
-            An array of another dtype than float32.
+            An array of another dtype than float32, or a cache that is no KVCache.
         ValueError
             Shapes that do not fit, or arguments that exclude each other. The cache is as it was
             before.
         """
         check_array("MultiHeadAttention", "query", query)
+        if cache is not None and not isinstance(cache, KVCache):
+            raise TypeError(
+                f"MultiHeadAttention: cache must be a KVCache, got {type(cache).__name__}; make "
+                "one: fm.KVCache(batch, num_kv_heads, capacity, head_dim)"
+            )
+        if cu_seqlens_k is not None and (cu_seqlens is None or key is None):
+            raise ValueError(
+                "MultiHeadAttention: cu_seqlens_k is for ragged keys: give cu_seqlens and key with "
+                "it, or leave it out"
+            )
         if cu_seqlens is not None:
             if attn_mask is not None or key_lengths is not None or cache is not None:
                 raise ValueError(
@@ -260,7 +270,7 @@ class MultiHeadAttention(Module):
                 k,
                 v,
                 cu_seqlens,
-                cu_seqlens_k if key is not None else None,
+                cu_seqlens_k,
                 is_causal,
                 None,
                 0,

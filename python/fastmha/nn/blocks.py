@@ -115,6 +115,19 @@ class _Block(Module):
         )
 
 
+def _check_cache(operation: str, cache: object, kind: type, cu_seqlens: object) -> None:
+    if not isinstance(cache, kind):
+        raise TypeError(
+            f"{operation}: cache must be a {kind.__name__}, got {type(cache).__name__}; "
+            "new_cache() makes one"
+        )
+    if cu_seqlens is not None:
+        raise ValueError(
+            f"{operation}: cu_seqlens does not go with a cache; pass x as (hypotheses, length, "
+            "d_model), with key_lengths if some have fewer new positions"
+        )
+
+
 class EncoderBlock(_Block):
     """Self-attention, add & norm, feed-forward, add & norm.
 
@@ -324,12 +337,12 @@ class DecoderBlock(_Block):
         memory : ndarray of float32, (B, S, d_model)
             What the encoder returned, or ragged (Tm, d_model) with `memory_cu_seqlens`. With a
             cache it is read by the first call only, which keeps its keys and values: later calls
-            may leave it out.
+            may leave it out, and its lengths must be those that the cache holds.
         key_lengths, memory_lengths : sequence of int, (B,), optional
             Rows at or past the length are padding: nothing reads them, and in x they come back as
             zeros. With a cache, `key_lengths` says how many of the L new positions count.
         cu_seqlens, memory_cu_seqlens : sequence of int, (N + 1,), optional
-            Cumulative lengths of ragged batches.
+            Cumulative lengths of ragged batches; `cu_seqlens` not with a cache.
         cache : DecoderBlockCache, optional
             From :meth:`new_cache`: what came before, per hypothesis, and the memory's keys and
             values, per source.
@@ -347,13 +360,14 @@ class DecoderBlock(_Block):
         Raises
         ------
         TypeError
-            An array of another dtype than float32.
+            An array of another dtype than float32, or another kind of cache.
         ValueError
             Shapes or lengths that do not fit, no memory, no room left in the cache. The cache is as
             it was before.
         """
         check_array("DecoderBlock", "x", x)
         if cache is not None:
+            _check_cache("DecoderBlock", cache, DecoderBlockCache, cu_seqlens)
             before = cache.snapshot()
             try:
                 return self._step(
@@ -441,6 +455,8 @@ class DecoderBlock(_Block):
             source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
             keys, values = self.multihead_attn.project_kv(source.rows)
             cache.set_memory(keys, values, source.cu_seqlens)
+        else:
+            cache.check_memory(memory_lengths, memory_cu_seqlens)
         first = self.norm_first
         attended = self.self_attn(
             self.norm1(x) if first else x,
@@ -644,6 +660,7 @@ class Decoder(_Stack):
         """
         check_array("Decoder", "x", x)
         if cache is not None:
+            _check_cache("Decoder", cache, DecoderCache, cu_seqlens)
             return self._step(
                 x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
             )

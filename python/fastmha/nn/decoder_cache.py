@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastmha._types import Float32, Int64
+from fastmha._types import Float32, Int64, Integers
 from fastmha.cache import KVCache
 from fastmha.nn.module import check_size
 from fastmha.nn.ragged import cumulative
 
 __all__ = ["DecoderBlockCache", "DecoderCache"]
 
+Lengths = Integers | Sequence[int]
 Memory = tuple[Float32, Float32, Int64]
 
 
@@ -74,6 +75,20 @@ class DecoderBlockCache:
                 f"memory holds {len(cu_seqlens) - 1}"
             )
         self._memory = key, value, cu_seqlens
+
+    def check_memory(self, lengths: Lengths | None, cu_seqlens: Lengths | None) -> None:
+        """What later calls say about the memory must be what the cache holds, as they do not read
+        it."""
+        bounds = self.memory[2]
+        for name, given, held in (
+            ("memory_lengths", lengths, np.diff(bounds)),
+            ("memory_cu_seqlens", cu_seqlens, bounds),
+        ):
+            if given is not None and not np.array_equal(given, held):
+                raise ValueError(
+                    f"DecoderBlock: {name} must be {held.tolist()}, as the cache has held its "
+                    f"memory since the first call, or be left out; got {np.asarray(given).tolist()}"
+                )
 
     def snapshot(self) -> tuple[Int64, Memory | None]:
         """What :meth:`restore` needs to undo calls of the block; costs no copy of keys or

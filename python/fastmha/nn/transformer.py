@@ -378,7 +378,7 @@ class Generation:
     ) -> None:
         self._model, self._cache = model, cache
         self._memory: Float32 | None = memory
-        self._memory_bounds = memory_bounds
+        self._memory_bounds: Int64 | None = memory_bounds
         self._position = 0
 
     def logits(self, tokens: Int64) -> Float32:
@@ -388,7 +388,7 @@ class Generation:
         x = model.embed_next(tokens, self._position)
         x = x.reshape(len(x), 1, model.d_model)  # one position each
         x = model.decoder(x, self._memory, memory_cu_seqlens=self._memory_bounds, cache=self._cache)
-        self._memory = None  # its keys and values are in the cache now
+        self._memory = self._memory_bounds = None  # its keys and values are in the cache now
         self._position += 1
         return model.output(x[:, 0])
 
