@@ -145,6 +145,25 @@ def test_reorder_out_of_range_changes_nothing(random, beams):
     assert_unchanged(cache, before)
 
 
+class Exhausted(np.ndarray):
+    """An array from which nothing can be gathered: there is no memory for it."""
+
+    def __getitem__(self, index):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("move", ["reorder", "select"])
+def test_no_memory_to_move_changes_nothing(random, move):
+    cache = fm.KVCache(BATCH, KV_HEADS, 10, DIM)
+    cache.append(random.normal(BATCH, KV_HEADS, 5, DIM), random.normal(BATCH, KV_HEADS, 5, DIM))
+    before, value = snapshot(cache), cache._value
+    cache._value = value.view(Exhausted)
+    with pytest.raises(MemoryError):
+        getattr(cache, move)([2, 0, 1])
+    cache._value = value
+    assert_unchanged(cache, before)
+
+
 @pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 1, 1], [3, 4, 5], [40, 1, 30, 1], [300, 1, 2]])
 @pytest.mark.parametrize(
     "options",

@@ -246,10 +246,14 @@ class KVCache:
             return
         sources = indices[moved]
         used = int(self._lengths[sources].max())
-        # the right-hand side is gathered completely before the first row is written
-        self._key[moved, :, :used] = self._key[sources, :, :used]
-        self._value[moved, :, :used] = self._value[sources, :, :used]
-        self._lengths[moved] = self._lengths[sources]
+        # All is gathered before the first row is written: a row may be a source and a target, and
+        # when memory runs out nothing has changed.
+        key = self._key[sources, :, :used]
+        value = self._value[sources, :, :used]
+        lengths = self._lengths[sources]
+        self._key[moved, :, :used] = key
+        self._value[moved, :, :used] = value
+        self._lengths[moved] = lengths
 
     def __repr__(self) -> str:
         batch, heads, capacity, head_dim = self._key.shape
