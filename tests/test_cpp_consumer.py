@@ -49,6 +49,12 @@ def consumer(tmp_path_factory):
     return run
 
 
+def save(folder, **arrays):
+    for name, array in arrays.items():
+        assert array.dtype in (np.float32, np.int64), name
+        array.tofile(folder / name)
+
+
 def result_of(folder, name, shape):
     return np.fromfile(folder / name, np.float32).reshape(shape)
 
@@ -65,15 +71,7 @@ def test_attention(consumer, tmp_path, q_len, kv_len, threads):
         np.array([0.5, 0.25, 0.1, 0.0], np.float32),
         np.array([kv_len, kv_len - 1], np.int64),
     )
-    arrays = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "alibi_slopes": slopes,
-        "key_lengths": lengths,
-    }
-    for name, array in arrays.items():
-        array.tofile(tmp_path / name)
+    save(tmp_path, query=query, key=key, value=value, alibi_slopes=slopes, key_lengths=lengths)
     consumer(
         "attention",
         tmp_path,
@@ -110,12 +108,107 @@ def test_linear(consumer, tmp_path, rows, in_features, out_features):
         "bias": random.normal(out_features),
         "residual": random.normal(rows, out_features),
     }
-    for name, array in arrays.items():
-        array.tofile(tmp_path / name)
+    save(tmp_path, **arrays)
     consumer("linear", tmp_path, rows, in_features, out_features)
     linear = fm.Linear(arrays["weight"], arrays["bias"], activation="gelu")
     expected = linear(arrays["x"], residual=arrays["residual"])
     assert_same_bits(result_of(tmp_path, "y", expected.shape), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_varlen_attention(consumer, tmp_path, threads):
+    heads, kv_heads, head_dim, value_dim = 4, 2, 24, 20
+    cu_q, cu_k = np.array([0, 5, 6, 6, 139]), np.array([0, 9, 709, 720, 860])
+    random = Random(0)
+    query = random.normal(cu_q[-1], heads, head_dim)
+    key = random.normal(cu_k[-1], kv_heads, head_dim)
+    value = random.normal(cu_k[-1], kv_heads, value_dim)
+    save(tmp_path, query=query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
+    sizes = (len(cu_q) - 1, heads, kv_heads, head_dim, value_dim)
+    consumer("varlen", tmp_path, *sizes, threads=threads)
+    out, lse = fm.varlen_attention(
+        query, key, value, cu_q, cu_k, is_causal=True, query_offset=3, return_lse=True
+    )
+    assert_same_bits(result_of(tmp_path, "out", out.shape), out)
+    assert_same_bits(result_of(tmp_path, "lse", lse.shape), lse)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kv_cache(consumer, tmp_path, threads):
+    batch, heads, kv_heads, capacity, prefill, steps, head_dim, value_dim = (
+        3,
+        4,
+        2,
+        90,
+        70,
+        5,
+        24,
+        20,
+    )
+    lengths = np.array([70, 1, 33])
+    total = prefill + steps
+    query, key, value = Random(0).attention(
+        batch, heads, total, total, head_dim, kv_heads=kv_heads, value_dim=value_dim
+    )
+    save(tmp_path, query=query, key=key, value=value, lengths=lengths)
+    sizes = (batch, heads, kv_heads, capacity, prefill, steps, head_dim, value_dim)
+    consumer("kv_cache", tmp_path, *sizes, threads=threads)
+
+    cache = fm.KVCache(batch, kv_heads, capacity, head_dim, value_dim)
+    cache.append(key[:, :, :prefill], value[:, :, :prefill], lengths=lengths)
+    out = np.empty((batch, heads, total, value_dim), np.float32)
+    out[:, :, :prefill] = fm.attention_with_kvcache(query[:, :, :prefill], cache, is_causal=True)
+    for at in range(prefill, total):
+        one = slice(at, at + 1)
+        out[:, :, one] = fm.attention_with_kvcache(
+            query[:, :, one], cache, key[:, :, one], value[:, :, one],
+            is_causal=True, window=(20, None),
+        )  # fmt: skip
+    assert_same_bits(result_of(tmp_path, "out", out.shape), out)
+    for name, mine in (("cached_key", cache.key), ("cached_value", cache.value)):
+        theirs = result_of(tmp_path, name, (batch, kv_heads, capacity, -1))
+        for n, length in enumerate(cache.lengths):
+            assert_same_bits(theirs[n, :, :length], mine[n, :, :length], f"{name} of sequence {n}")
+
+
+@pytest.mark.parametrize(("rows", "features"), [(1, 7), (5, 64), (300, 513)])
+def test_row_operations(consumer, tmp_path, rows, features):
+    random = Random(0)
+    x, residual = random.normal(rows, features, scale=3), random.normal(rows, features)
+    weight, bias = random.normal(features), random.normal(features)
+    save(tmp_path, x=x, residual=residual, weight=weight, bias=bias)
+    consumer("rows", tmp_path, rows, features)
+    expected = {
+        "layer_norm": fm.layer_norm(x, weight),
+        "layer_norm_with_options": fm.layer_norm(x, weight, bias, eps=1e-3, residual=residual),
+        "rms_norm": fm.rms_norm(x, weight),
+        "rms_norm_with_options": fm.rms_norm(x, weight, eps=1e-3, residual=residual),
+        "softmax": fm.softmax(x),
+        "relu": fm.relu(x),
+        "gelu": fm.gelu(x),
+        "gelu_tanh": fm.gelu(x, approximate="tanh"),
+        "silu": fm.silu(x),
+    }
+    for name, result in expected.items():
+        assert_same_bits(result_of(tmp_path, name, result.shape), result, name)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_encoder_block_of_the_example(consumer, tmp_path, threads):
+    """examples/cpp/encoder_block.h is fm.EncoderBlock (post-norm, relu)."""
+    batch, length, d_model, heads, d_ff = 3, 70, 96, 4, 200
+    block = fm.EncoderBlock(d_model, heads, d_ff, activation="relu", seed=0)
+    random = Random(0)
+    block.load_state_dict(  # fresh biases are 0 and norms 1, which would hide mistakes
+        {k: v + random.normal(*v.shape, scale=0.1) for k, v in block.state_dict().items()}
+    )
+    x, lengths = random.normal(batch, length, d_model), np.array([70, 2, 33])
+    save(tmp_path, **block.state_dict(), x=x, lengths=lengths)
+    consumer("encoder", tmp_path, batch, length, d_model, heads, d_ff, threads=threads)
+    out = result_of(tmp_path, "out", x.shape)
+    expected = block(x, key_lengths=lengths)
+    for n, count in enumerate(lengths):  # what C++ writes into padding is its own affair
+        assert_same_bits(out[n, :count], expected[n, :count], f"sequence {n}")
 
 
 def test_errors_are_the_same_as_in_python(consumer):
