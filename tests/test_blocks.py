@@ -736,6 +736,17 @@ def test_decoder_cache_wrong_calls(random):
         deeper(x, memory, cache=cache)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "f4", np.float32, np.dtype("float32")], ids=repr)
+def test_linear_takes_float32_by_any_name(random, dtype):
+    assert fm.Linear(random.normal(3, 4), dtype=dtype).nbytes > 0
+
+
+@pytest.mark.parametrize("dtype", ["int4", "float16", np.float64, None, 3], ids=repr)
+def test_linear_refuses_other_dtypes(random, dtype):
+    with pytest.raises(ValueError, match="Linear: dtype must be 'float32', got"):
+        fm.Linear(random.normal(3, 4), dtype=dtype)
+
+
 def test_seed_gives_the_same_weights():
     first, second = (fm.EncoderBlock(32, 4, 64, seed=7).state_dict() for _ in range(2))
     for name, array in first.items():

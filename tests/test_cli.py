@@ -163,6 +163,7 @@ def test_broken_checkpoints(checkpoint, tmp_path):
         fm.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="dtype must be 'float32'"):
         fm.load(checkpoint, dtype="int4")
+    assert fm.load(checkpoint, dtype=np.float32).translate([HAMBURGER]) == [IN_ENGLISH]
 
 
 # ---- translate ----------------------------------------------------------------------------------

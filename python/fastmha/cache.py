@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastmha import _core
-from fastmha._types import Float32, Int64, Integers
+from fastmha._types import Float32, Float32Type, Int64, Integers, is_float32
 
 __all__ = ["KVCache"]
 
@@ -63,13 +63,9 @@ class KVCache:
         capacity: int,
         head_dim: int,
         value_head_dim: int | None = None,
-        dtype: type[np.float32] | np.dtype[np.float32] | str = np.float32,
+        dtype: Float32Type = np.float32,
     ) -> None:
-        try:
-            supported = np.dtype(dtype) == np.float32
-        except TypeError:  # not a dtype at all
-            supported = False
-        if not supported:
+        if not is_float32(dtype):
             raise TypeError(f"KVCache: dtype must be float32, got {dtype!r}")
         value_head_dim = head_dim if value_head_dim is None else value_head_dim
         sizes = {

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, overload
 import numpy as np
 
 from fastmha._extras import require
-from fastmha._types import Float32, Int64, Integers
+from fastmha._types import Float32, Float32Type, Int64, Integers, is_float32
 from fastmha.generate import Hypothesis, beam_search, greedy_search
 from fastmha.nn.module import UNSET, check_size
 from fastmha.nn.transformer import Transformer
@@ -404,7 +404,7 @@ MODEL_TYPES: dict[str, Callable[[Path, dict[str, Any]], Any]] = {
 }
 
 
-def load(path: str | os.PathLike[str], dtype: str = "float32") -> Any:
+def load(path: str | os.PathLike[str], dtype: Float32Type = "float32") -> Any:
     """Load a model from a checkpoint directory: config.json, ``*.safetensors`` and tokenizers.
 
     Parameters
@@ -412,7 +412,7 @@ def load(path: str | os.PathLike[str], dtype: str = "float32") -> Any:
     path : path
         The directory. config.json's ``model_type`` says what it holds; "fastmha-transformer" is an
         encoder-decoder Transformer for translation.
-    dtype : str, default "float32"
+    dtype : dtype, default "float32"
         How the weights are kept; float32 is the only one so far.
 
     Returns
@@ -435,7 +435,7 @@ def load(path: str | os.PathLike[str], dtype: str = "float32") -> Any:
     >>> model.translate(["我想吃汉堡"], beam_size=4)
     ['I want to eat a hamburger']
     """
-    if dtype != "float32":
+    if not is_float32(dtype):
         raise ValueError(f"load: dtype must be 'float32', got {dtype!r}")
     directory = Path(path)
     if not directory.is_dir():

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from fastmha import _core
-from fastmha._types import Float32, Integers
+from fastmha._types import Float32, Float32Type, Integers, is_float32
 from fastmha.nn.module import UNSET, Module, Seed, Shape, check_size, uniform
-from fastmha.weights import as_float32
 
 __all__ = ["Embedding", "LayerNorm", "Linear"]
 
@@ -27,7 +26,7 @@ class Linear(Module):
     weight : ndarray of float32, (out_features, in_features)
     bias : ndarray of float32, (out_features,), optional
     activation : {"relu", "gelu", "gelu_tanh", "silu"}, optional
-    dtype : str, default "float32"
+    dtype : dtype, default "float32"
         How the weight is kept; float32 is the only one so far.
 
     Raises
@@ -51,9 +50,9 @@ class Linear(Module):
         bias: Float32 | None = None,
         *,
         activation: str | None = None,
-        dtype: str = "float32",
+        dtype: Float32Type = "float32",
     ) -> None:
-        if dtype != "float32":
+        if not is_float32(dtype):
             raise ValueError(f"Linear: dtype must be 'float32', got {dtype!r}")
         self._packed = _core.PackedLinear(weight, bias, activation)
         self._bias = None if bias is None else np.array(bias)
@@ -296,6 +295,3 @@ def sinusoidal_positions(count: int, dim: int) -> Float32:
     table[:, 0::2] = np.sin(angles)
     table[:, 1::2] = np.cos(angles[:, : dim // 2])
     return table
-
-
-__all__ += ["ACTIVATIONS", "UNSET", "as_float32", "as_ids", "check_ids", "sinusoidal_positions"]
