@@ -20,7 +20,10 @@ UNKNOWN = "鲸"  # no sentence of the demo's grammar holds it
 
 def run(*args, stdin="", expect=0, **options):
     result = subprocess.run(
-        [sys.executable, "-m", "fastmha.cli", *map(str, args)],
+        [
+            *(sys.executable, "-m", "fastmha.cli"),
+            *(argument if isinstance(argument, bytes) else str(argument) for argument in args),
+        ],
         input=stdin if isinstance(stdin, bytes) else stdin.encode(),
         capture_output=True,
         check=False,
@@ -98,6 +101,11 @@ def test_wrong_texts(model):
         model.translate(HAMBURGER)
     with pytest.raises(TypeError, match=r"texts\[1\] must be a str, got int"):
         model.translate([HAMBURGER, 5])
+    with pytest.raises(ValueError, match=r"texts\[1\] holds U\+D800 at character 2, a lone surr"):
+        model.translate([HAMBURGER, "我\ud800"])
+    for method in (model.tokenize, model.unknown, model.attention):
+        with pytest.raises(ValueError, match=r"U\+DCFF at character 1, a lone surrogate"):
+            method("\udcff")
     longest = model.config.max_positions
     with pytest.raises(ValueError, match=rf"text 1 has {longest + 1} tokens"):
         model.translate([HAMBURGER, "我" * longest])
@@ -204,6 +212,29 @@ def test_translate_more_lines_than_a_chunk_keeps_the_order(model):
     assert run("translate", stdin="\n".join(lines))[0].splitlines() == expected * (len(lines) // 3)
 
 
+@pytest.mark.parametrize("source", ["stdin", "file"])
+def test_lines_before_a_bad_byte_are_translated(tmp_path, source):
+    text = f"{HAMBURGER}\n\n{HAMBURGER}\n我".encode() + b"\xff\n" + HAMBURGER.encode()
+    file = tmp_path / "mixed.txt"
+    file.write_bytes(text)
+    if source == "stdin":
+        out, err = run("translate", stdin=text, expect=1)
+    else:
+        out, err = run("translate", "--file", file, expect=1)
+    assert out == f"{IN_ENGLISH}\n\n{IN_ENGLISH}\n"
+    name = "stdin" if source == "stdin" else str(file)
+    assert err.startswith(f"fastmha: {name}: line 4: not UTF-8: byte 0xff at byte 4; ")
+    assert err.count("\n") == 1
+
+
+def test_files_before_a_missing_one_are_translated(tmp_path):
+    file = tmp_path / "here.txt"
+    file.write_text(HAMBURGER, "utf-8")
+    out, err = run("translate", "--file", file, "--file", tmp_path / "missing", expect=1)
+    assert out == f"{IN_ENGLISH}\n"
+    assert "missing" in err
+
+
 def test_translate_does_not_depend_on_the_locale():
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     assert run("translate", stdin=HAMBURGER, env=environment)[0] == f"{IN_ENGLISH}\n"
@@ -242,7 +273,8 @@ def test_a_reader_that_leaves_is_no_mistake():
         (["--model", "/no/such/model", "我"], "", 1, "/no/such/model is not a directory"),
         (["我" * 2000], "", 1, r"line 1: 2001 tokens, the model has \d+ positions; split it"),
         ([], HAMBURGER + "\n" + "我" * 2000, 1, "line 2: 2001 tokens"),
-        ([], b"\xff\xfe\x00", 1, "stdin: not UTF-8"),
+        ([], b"\xff\xfe\x00", 1, "stdin: line 1: not UTF-8: byte 0xff at byte 1; convert"),
+        ([HAMBURGER, b"\xe6\x88\x91\xe6"], "", 1, "argument 2: not UTF-8: byte 0xe6 at byte 4"),
         ([HAMBURGER, "--max-new-tokens", "9999"], "", 1, r"at most \d+ tokens"),
         ([HAMBURGER, "--beam", "0"], "", 2, "--beam"),
         ([HAMBURGER, "--threads", "-1"], "", 2, "--threads"),
@@ -431,7 +463,10 @@ def test_bench_runs_the_folder_and_hands_options_on(tmp_path):
     ("command", "words"),
     [
         ([], ["translate", "attend", "info", "bench"]),
-        (["translate"], ["--file", "--beam", "--threads", "--max-new-tokens", "pipe", "stderr"]),
+        (
+            ["translate"],
+            ["--file", "--beam", "--threads", "--max-new-tokens", "pipe", "stderr", "UTF-8"],
+        ),
         (["attend"], ["--output", "page", "network"]),
         (["bench"], ["bench/"]),
     ],

@@ -26,6 +26,9 @@ from fastmha.models import TranslationModel, UnknownCharacterWarning, demo_model
 # Lines that are read, translated and written before the next are read: the memory that any number
 # of them needs.
 CHUNK = 1024
+# How bytes that are not UTF-8 are read: as surrogates, so that they do not stop the reading before
+# the lines in front of them are translated. Arguments come decoded in the same way.
+UNDECODED = "surrogateescape"
 
 app = typer.Typer(
     name="fastmha",
@@ -88,7 +91,8 @@ def translate(
       cat sentences.txt | fastmha translate --beam 4
 
     Blank lines stay blank. Characters that the model does not know are named on stderr, with their
-    line; the rest of the sentence is translated all the same.
+    line; the rest of the sentence is translated all the same. At a line that is not UTF-8
+    translation stops, with exit status 1; the lines before it are translated.
     """
     with mistakes_as_one_line():
         _set_threads(threads)
@@ -194,38 +198,65 @@ def _name_unknown(model: TranslationModel, first: int, chunk: list[str]) -> None
 
 
 def _lines(text: list[str], files: list[Path]) -> Iterator[str]:
-    for sentence in text:
+    for number, sentence in enumerate(text, 1):
+        _check_utf8(f"argument {number}", sentence)
         yield from sentence.split("\n") if "\n" in sentence else [sentence]
     for path in files:
         if str(path) == "-":
-            yield from _stripped(_utf8(sys.stdin), "stdin")
+            yield from _stripped(_utf8(sys.stdin, UNDECODED), "stdin")
         else:
-            with path.open(encoding="utf-8-sig") as stream:  # a byte order mark is no character
+            # a byte order mark is no character
+            with path.open(encoding="utf-8-sig", errors=UNDECODED) as stream:
                 yield from _stripped(stream, str(path))
 
 
-def _utf8(stream: TextIO) -> TextIO:
+def _utf8(stream: TextIO, errors: str = "strict") -> TextIO:
     """Sentences are UTF-8 whatever the locale says."""
     reconfigure: Any = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(encoding="utf-8")
+        reconfigure(encoding="utf-8", errors=errors)
     return stream
 
 
 def _stripped(stream: Iterable[str], name: str) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        _check_utf8(f"{name}: line {number}", line)
+        yield line.rstrip("\r\n")
+
+
+def _check_utf8(where: str, line: str) -> None:
+    """`line` was decoded with surrogates in place of the bytes that are not UTF-8."""
     try:
-        for line in stream:
-            yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from error
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = line[error.start].encode(errors=UNDECODED)[0]
+        place = len(line[: error.start].encode()) + 1
+        raise ValueError(
+            f"{where}: not UTF-8: byte 0x{byte:02x} at byte {place}; convert it first, for example "
+            "with iconv -f GB18030 -t UTF-8"
+        ) from None
 
 
 def _chunks(lines: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    """Lists of up to `size` lines, with the number of the first."""
+    """Lists of up to `size` lines, with the number of the first.
+
+    What is wrong with a line or a file is raised when the lines before it are through.
+    """
     first = 1
-    while chunk := list(itertools.islice(lines, size)):
-        yield first, chunk
+    mistake: Exception | None = None
+    while mistake is None:
+        chunk = []
+        try:
+            for line in itertools.islice(lines, size):
+                chunk.append(line)  # one by one: what came before a mistake stays
+        except (OSError, ValueError) as error:
+            mistake = error
+        if chunk:
+            yield first, chunk
+        elif mistake is None:
+            return
         first += len(chunk)
+    raise mistake
 
 
 def _interactive(text: list[str] | None, file: list[Path] | None) -> bool:

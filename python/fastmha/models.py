@@ -185,7 +185,8 @@ class TranslationModel:
         TypeError
             `texts` is one string, or holds something else than strings.
         ValueError
-            A text with more tokens than the model has positions; sizes below 1.
+            A text with more tokens than the model has positions, or with a lone surrogate, which is
+            no character; sizes below 1.
 
         Warns
         -----
@@ -288,8 +289,7 @@ class TranslationModel:
         if isinstance(texts, str):
             raise TypeError("translate: texts must be a list of str, got one str; pass [text]")
         for n, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"translate: texts[{n}] must be a str, got {type(text).__name__}")
+            _check_text(f"translate: texts[{n}]", text)
         end = self.config.eos_token_id
         sources = []
         for n, encoding in enumerate(self._source_tokenizer.encode_batch(list(texts))):
@@ -304,6 +304,7 @@ class TranslationModel:
 
     def tokenize(self, text: str) -> list[str]:
         """The source tokens of `text`, without the end token."""
+        _check_text("tokenize: text", text)
         end = self.config.eos_token_id
         encoding = self._source_tokenizer.encode(text)
         pairs = zip(encoding.tokens, encoding.ids, strict=True)
@@ -311,6 +312,7 @@ class TranslationModel:
 
     def unknown(self, text: str) -> list[UnknownCharacter]:
         """The pieces of `text` that the model has never seen."""
+        _check_text("unknown: text", text)
         encoding = self._source_tokenizer.encode(text)
         return [
             UnknownCharacter(text[start:end], start)
@@ -485,6 +487,20 @@ def _config_from(kind: type[Config], config: dict[str, Any], file: Path) -> Conf
             kind_name = getattr(fields[name].type, "__name__", fields[name].type)
             raise ValueError(f"{file}: {name} must be a {kind_name}, got {value!r}")
     return kind(**settings)
+
+
+def _check_text(what: str, text: object) -> None:
+    """Tokenizers take Unicode text alone; a str may hold surrogates, too."""
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a str, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds U+{ord(text[error.start]):04X} at character {error.start + 1}, a lone "
+            "surrogate, which is no character (bytes that were not UTF-8?); decode them with their "
+            "own encoding, or with errors='replace'"
+        ) from None
 
 
 def _read_tokenizer(file: Path, vocab_size: int) -> Any:
