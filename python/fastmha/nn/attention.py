@@ -14,9 +14,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastmha import _core
 from fastmha._types import Bool, Float32, Int64, Integers
 from fastmha.cache import KVCache
+from fastmha.functional import (
+    attention_with_kvcache,
+    scaled_dot_product_attention,
+    varlen_attention,
+)
 from fastmha.nn import torch_modules
 from fastmha.nn.layers import Linear
 from fastmha.nn.module import UNSET, Module, Seed, Shape, check_size, uniform
@@ -265,21 +269,14 @@ class MultiHeadAttention(Module):
                     "key_lengths or cache"
                 )
             q, k, v = self._project(query, key, value, 2)
-            attended = _core.varlen_attention(
+            attended = varlen_attention(
                 q,
                 k,
                 v,
                 cu_seqlens,
                 cu_seqlens_k,
-                is_causal,
-                None,
-                0,
-                None,
-                None,
-                0.0,
-                return_weights,
-                False,
-                None,
+                is_causal=is_causal,
+                return_weights=return_weights,
             )
             return self._join(attended, residual, return_weights)
         if query.ndim == 2:  # one sequence without its batch axis
@@ -300,21 +297,15 @@ class MultiHeadAttention(Module):
         if cache is None:
             weights = None
             out = np.empty(q.shape, np.float32)  # (batch, q_len, heads, head_dim)
-            attended = _core.scaled_dot_product_attention(
+            attended = scaled_dot_product_attention(
                 q.transpose(0, 2, 1, 3),
                 k.transpose(0, 2, 1, 3),
                 v.transpose(0, 2, 1, 3),
                 attn_mask,
-                is_causal,
-                None,
-                key_lengths,
-                0,
-                None,
-                None,
-                0.0,
-                return_weights,
-                False,
-                out.transpose(0, 2, 1, 3),
+                is_causal=is_causal,
+                key_lengths=key_lengths,
+                return_weights=return_weights,
+                out=out.transpose(0, 2, 1, 3),
             )
             if return_weights:
                 weights = attended[1]
@@ -325,7 +316,7 @@ class MultiHeadAttention(Module):
                 if weights is not None:
                     weights.transpose(0, 2, 1, 3)[padding] = 0
             return (joined, weights) if return_weights else joined
-        before = cache.lengths.copy()
+        before = cache._lengths.copy()
         try:
             attended = self._attend_cached(
                 q, k, v, cache, before, attn_mask, is_causal, key_lengths, return_weights
@@ -354,22 +345,7 @@ class MultiHeadAttention(Module):
         """Queries (T, embed_dim) against keys and values that :meth:`project_kv` made before, both
         ragged."""
         q = self._in_proj.part("q")(query).reshape(len(query), self.num_heads, self.head_dim)
-        attended = _core.varlen_attention(
-            q,
-            key,
-            value,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            False,
-            None,
-            0,
-            None,
-            None,
-            0.0,
-            False,
-            False,
-            None,
-        )
+        attended = varlen_attention(q, key, value, cu_seqlens_q, cu_seqlens_k)
         return self.out_proj(attended.reshape(len(query), self.embed_dim), residual=residual)
 
     def _project(
@@ -427,25 +403,15 @@ class MultiHeadAttention(Module):
         key_lengths: Lengths | None,
         return_weights: bool,
     ) -> Any:
-        """Append behind the `before` positions, then attend to all that the cache holds: (batch, q_len, heads, head_dim)."""
+        """Append behind the `before` positions, then attend to all that the cache holds.
+
+        The result is (batch, q_len, heads, head_dim).
+        """
         q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         out = np.empty((q.shape[0], q.shape[2], self.num_heads, self.head_dim), np.float32)
         heads_first = out.transpose(0, 2, 1, 3)
         if attn_mask is None and key_lengths is None and not return_weights:
-            _core.attention_with_kvcache(
-                q,
-                cache._key,
-                cache._value,
-                cache._lengths,
-                k,
-                v,
-                is_causal,
-                None,
-                None,
-                None,
-                0.0,
-                heads_first,
-            )
+            attention_with_kvcache(q, cache, k, v, is_causal=is_causal, out=heads_first)
             return out
         batch, q_len = out.shape[:2]
         if key_lengths is not None:
@@ -454,21 +420,16 @@ class MultiHeadAttention(Module):
             )
         cache.append(k, v, lengths=key_lengths)
         longest = int(cache.lengths.max(initial=0))
-        attended = _core.scaled_dot_product_attention(
+        attended: Any = scaled_dot_product_attention(
             q,
             cache.key[:, :, :longest],
             cache.value[:, :, :longest],
             attn_mask,
-            is_causal,
-            None,
-            cache.lengths,
-            before,
-            None,
-            None,
-            0.0,
-            return_weights,
-            False,
-            heads_first,
+            is_causal=is_causal,
+            key_lengths=cache.lengths,
+            query_offset=before,
+            return_weights=return_weights,
+            out=heads_first,
         )
         if key_lengths is not None:
             out[~valid_rows(key_lengths, q_len)] = 0

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastmha import _core
 from fastmha._types import Float32, Float32Type, Integers, is_float32
-from fastmha.nn.module import UNSET, Module, Seed, Shape, check_size, uniform
+from fastmha.nn.module import Module, Seed, Shape, check_size, uniform
 
 __all__ = ["Embedding", "LayerNorm", "Linear"]
 
