@@ -25,8 +25,9 @@ MEMORY_NAMES = ("memory", "memory_lengths", "memory_cu_seqlens")
 
 
 class FeedForward(Module):
-    """Two linear maps with an activation between them: ``linear2(activation(linear1(x))) +
-    residual``.
+    """Two linear maps with an activation between them.
+
+    ``linear2(activation(linear1(x))) + residual``
 
     Parameters
     ----------
@@ -133,11 +134,13 @@ class EncoderBlock(_Block):
 
     ``norm_first=False`` (as in the paper)::
 
-        x = norm1(x + self_attn(x));  x = norm2(x + feed_forward(x))
+        x = norm1(x + self_attn(x))
+        x = norm2(x + feed_forward(x))
 
     ``norm_first=True``::
 
-        x = x + self_attn(norm1(x));  x = x + feed_forward(norm2(x))
+        x = x + self_attn(norm1(x))
+        x = x + feed_forward(norm2(x))
 
     Parameters
     ----------
@@ -254,18 +257,21 @@ class EncoderBlock(_Block):
 
 
 class DecoderBlock(_Block):
-    """Masked self-attention, attention over the encoder's output, feed-forward, each with add &
-    norm.
+    """Masked self-attention, attention over the encoder's output, feed-forward.
+
+    Each with add & norm.
 
     ``norm_first=False`` (as in the paper)::
 
-        x = norm1(x + self_attn(x));  x = norm2(x + multihead_attn(x, memory));  x = norm3(x +
-        feed_forward(x))
+        x = norm1(x + self_attn(x))
+        x = norm2(x + multihead_attn(x, memory))
+        x = norm3(x + feed_forward(x))
 
     ``norm_first=True``::
 
-        x = x + self_attn(norm1(x));  x = x + multihead_attn(norm2(x), memory);  x = x +
-        feed_forward(norm3(x))
+        x = x + self_attn(norm1(x))
+        x = x + multihead_attn(norm2(x), memory)
+        x = x + feed_forward(norm3(x))
 
     Self-attention is always causal. Parameters as for :class:`EncoderBlock`; their names and shapes
     are those of torch.nn.TransformerDecoderLayer.
@@ -466,9 +472,8 @@ class DecoderBlock(_Block):
             residual=x,
         )
         x = attended if first else self.norm1(attended)
-        rows = x.reshape(
-            -1, self.d_model
-        )  # the beams of a source are its queries: nothing is copied for them
+        # the beams of a source are its queries: nothing is copied for them
+        rows = x.reshape(-1, self.d_model)
         keys, values, memory_bounds = cache.memory
         attended = self.multihead_attn.attend_rows(
             self.norm2(rows) if first else rows,
@@ -708,14 +713,14 @@ class Decoder(_Stack):
         before = [block_cache.snapshot() for block_cache in cache.blocks]
         try:
             for block, block_cache in zip(self.layers, cache.blocks, strict=True):
-                x = block(
+                x = block._step(
                     x,
                     memory,
-                    key_lengths=key_lengths,
-                    memory_lengths=memory_lengths,
-                    memory_cu_seqlens=memory_cu_seqlens,
-                    cache=block_cache,
-                    return_weights=return_weights,
+                    key_lengths,
+                    memory_lengths,
+                    memory_cu_seqlens,
+                    block_cache,
+                    return_weights,
                 )
             if self.norm is not None:
                 x = self.norm(x)

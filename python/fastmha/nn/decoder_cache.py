@@ -79,6 +79,8 @@ class DecoderBlockCache:
     def check_memory(self, lengths: Lengths | None, cu_seqlens: Lengths | None) -> None:
         """What later calls say about the memory must be what the cache holds, as they do not read
         it."""
+        if lengths is None and cu_seqlens is None:
+            return
         bounds = self.memory[2]
         for name, given, held in (
             ("memory_lengths", lengths, np.diff(bounds)),
@@ -93,7 +95,7 @@ class DecoderBlockCache:
     def snapshot(self) -> tuple[Int64, Memory | None]:
         """What :meth:`restore` needs to undo calls of the block; costs no copy of keys or
         values."""
-        return self.self_attn.lengths.copy(), self._memory
+        return self.self_attn._lengths.copy(), self._memory
 
     def restore(self, snapshot: tuple[Int64, Memory | None]) -> None:
         """Forget what calls added since the snapshot."""
