@@ -86,11 +86,11 @@ def scaled_dot_product_attention(
 ) -> Any:
     r"""Attend with every query to the keys that it may see, and mix their values.
 
-    .. math:: \mathrm{out}_i = \sum_j p_{ij} v_j, \qquad p_{ij} = \mathrm{softmax}_j(\mathrm{scale}
-    \; q_i \cdot k_j + \ldots)
+    .. math:: \mathrm{out}_i = \sum_j p_{ij} v_j, \qquad
+              p_{ij} = \mathrm{softmax}_j(\mathrm{scale} \; q_i \cdot k_j + \ldots)
 
     No (L, S) buffer is built: masks by rule (`is_causal`, `key_lengths`, `window`) are skipped, not
-    computed. A key that a query may not see is never read, so NaN or garbage there cannot matter; a
+    computed. What a key holds that a query may not see, NaN or garbage, cannot reach the result; a
     query that sees no key gives zeros (weights 0, log-sum-exp -inf). The result for one sequence is
     bit for bit the same whatever else is in the batch.
 

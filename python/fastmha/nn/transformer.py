@@ -27,20 +27,27 @@ class Transformer(Module):
     ----------
     src_vocab_size, tgt_vocab_size : int
         Ids lie below these.
-    d_model, num_heads, num_encoder_layers, num_decoder_layers, d_ff : int, default 512, 8, 6, 6,
-    2048 activation, norm_first, norm_eps, bias
+    d_model : int, default 512
+        Width of a row.
+    num_heads : int, default 8
+        Heads of every attention.
+    num_encoder_layers, num_decoder_layers : int, default 6
+        Blocks of the encoder, and of the decoder.
+    d_ff : int, default 2048
+        Width inside the feed-forward.
+    activation, norm_first, norm_eps, bias
         As for :class:`EncoderBlock`.
     final_norm : bool, default True
         A norm behind the last block of encoder and decoder, as in torch.nn.Transformer.
     positions : {"sinusoidal", "learned"}, default "sinusoidal"
-        Row p of the sinusoidal table holds sin(p / 10000^(2i / d_model)) at 2i and the cosine at 2i
-        + 1.
+        Row p of the sinusoidal table holds sin(p / 10000^(2i / d_model)) at 2i and the cosine
+        at 2i + 1.
     scale_embedding : bool, default True
         Multiply token embeddings by sqrt(d_model) before the position is added, as in the paper.
     max_positions : int, default 512
         No source or target is longer.
     pad_token_id, bos_token_id, eos_token_id : int, default 0, 1, 2
-        Padding (never read), start and end of a target.
+        Padding (what it holds cannot reach a result), start and end of a target.
     seed : int or numpy.random.Generator, optional
         Where the weights are drawn from until they are loaded.
 
@@ -166,7 +173,7 @@ class Transformer(Module):
         src, tgt : integer array (B, S) and (B, L), or a list of 1-D integer arrays each
             A target starts with the start token.
         src_lengths, tgt_lengths : sequence of int, (B,), optional
-            For arrays: ids at or past the length are padding, never read.
+            For arrays: ids at or past the length are padding: they cannot reach a result.
         return_logits : bool, default False
             Leave the softmax out.
 
