@@ -1,12 +1,11 @@
 """The layers that blocks are made of: linear maps with packed weights, norms, embeddings."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from fastmha import _core
 from fastmha._types import Float32, Float32Type, Integers, is_float32
 from fastmha.nn.module import Module, Seed, Shape, check_size, uniform
+from fastmha.nn.ragged import as_integers
 
 __all__ = ["Embedding", "LayerNorm", "Linear"]
 
@@ -246,7 +245,7 @@ class Embedding(Module):
         ValueError
             An id outside 0 .. num_embeddings - 1.
         """
-        ids = as_ids(ids, f"Embedding: {self._what}")
+        ids = as_integers(ids, f"Embedding: {self._what}")
         check_ids(ids, self.num_embeddings, self._what)
         return self.weight.take(ids, axis=0)
 
@@ -264,18 +263,6 @@ class Embedding(Module):
 
     def __repr__(self) -> str:
         return f"Embedding({self._shape[0]}, {self._shape[1]})"
-
-
-def as_ids(ids: Integers | Iterable[int], what: str) -> Integers:
-    """`ids` as an array of integers."""
-    array = np.asarray(ids)
-    if array.size == 0:
-        return array.astype(np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(
-            f"{what} must be integers, got {array.dtype}; cast them with .astype(np.int64)"
-        )
-    return array
 
 
 def check_ids(ids: Integers, count: int, what: str) -> None:

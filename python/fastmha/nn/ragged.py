@@ -10,7 +10,7 @@ Blocks drop padding at the door and put zeros there again on the way out: no wor
 and whatever lies in it cannot reach a result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -26,16 +26,23 @@ def check_array(operation: str, name: str, x: object) -> None:
         )
 
 
+def as_integers(values: Integers | Iterable[int], what: str) -> Integers:
+    """`values` as an array of integers."""
+    array = np.asarray(values)
+    if array.size == 0:
+        return array.astype(np.int64)  # an empty list is an array of floats
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"{what} must be integers, got {array.dtype}; cast them with .astype(np.int64)"
+        )
+    return array
+
+
 def check_lengths(
     operation: str, name: str, lengths: Integers | Sequence[int], batch: int, longest: int
 ) -> Int64:
     """`lengths` as int64 (batch,), each in 0 .. longest."""
-    array = np.asarray(lengths)
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(
-            f"{operation}: {name} must be integers, got {array.dtype}; "
-            "cast them with .astype(np.int64)"
-        )
+    array = as_integers(lengths, f"{operation}: {name}")
     if array.shape != (batch,):
         raise ValueError(f"{operation}: {name} must have shape ({batch},), got {array.shape}")
     if array.size and (array.min() < 0 or array.max() > longest):
@@ -48,22 +55,17 @@ def check_cu_seqlens(
     operation: str, name: str, cu_seqlens: Integers | Sequence[int], total: int
 ) -> Int64:
     """`cu_seqlens` as int64: from 0 to `total` without falling."""
-    array = np.asarray(cu_seqlens)
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(
-            f"{operation}: {name} must be integers, got {array.dtype}; "
-            "cast them with .astype(np.int64)"
-        )
+    array = as_integers(cu_seqlens, f"{operation}: {name}")
     if array.ndim != 1 or array.size == 0 or array[0] != 0 or array[-1] != total:
         raise ValueError(
             f"{operation}: {name} must be one-dimensional, start at 0 and end at the number of "
             f"rows, {total}; got shape {array.shape}"
             + (f" from {array[0]} to {array[-1]}" if array.ndim == 1 and array.size else "")
         )
-    array = array.astype(np.int64)
-    if (array[1:] < array[:-1]).any():
-        raise ValueError(f"{operation}: {name} must never fall, got {array.tolist()}")
-    return array
+    bounds = array.astype(np.int64)
+    if (bounds[1:] < bounds[:-1]).any():
+        raise ValueError(f"{operation}: {name} must never fall, got {bounds.tolist()}")
+    return bounds
 
 
 def cumulative(lengths: Integers) -> Int64:

@@ -10,9 +10,9 @@ from fastmha import _core
 from fastmha._types import Bool, Float32, Int64, Integers
 from fastmha.nn.blocks import Decoder, DecoderBlock, Encoder, EncoderBlock
 from fastmha.nn.decoder_cache import DecoderCache
-from fastmha.nn.layers import Embedding, LayerNorm, Linear, as_ids, sinusoidal_positions
+from fastmha.nn.layers import Embedding, LayerNorm, Linear, sinusoidal_positions
 from fastmha.nn.module import UNSET, Module, Seed, check_size
-from fastmha.nn.ragged import check_lengths, cumulative, valid_rows
+from fastmha.nn.ragged import as_integers, check_lengths, cumulative, valid_rows
 
 __all__ = ["Generation", "Transformer"]
 
@@ -307,7 +307,7 @@ class Tokens:
         self._list = not isinstance(tokens, np.ndarray)
         self._shape: tuple[int, ...] = ()
         if isinstance(tokens, np.ndarray):
-            ids = as_ids(tokens, f"{operation}: {name}")
+            ids = as_integers(tokens, f"{operation}: {name}")
             if ids.ndim != 2:
                 raise ValueError(
                     f"{operation}: {name} must be (batch, length) or a list of 1-D arrays, "
@@ -324,7 +324,9 @@ class Tokens:
         else:
             if lengths is not None:
                 raise ValueError(f"{operation}: {name}_lengths is for an array, {name} is a list")
-            parts = [as_ids(part, f"{operation}: {name}[{n}]") for n, part in enumerate(tokens)]
+            parts = [
+                as_integers(part, f"{operation}: {name}[{n}]") for n, part in enumerate(tokens)
+            ]
             for n, part in enumerate(parts):
                 if part.ndim != 1:
                     raise ValueError(
