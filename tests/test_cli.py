@@ -247,6 +247,50 @@ def test_translate_names_unknown_characters():
     assert err == "fastmha: line 3: unknown to the model: '鲸' (U+9CB8) at character 3\n"
 
 
+def test_unknown_characters_of_a_sentence_share_one_line():
+    err = run("translate", f"我想{UNKNOWN * 9}吃汉堡")[1]
+    assert err.count("\n") == 1
+    assert err.count("U+9CB8") == 5
+    assert err.endswith(" and 4 more\n")
+
+
+def test_lines_before_one_that_is_too_long_are_translated():
+    out, err = run("translate", stdin=f"{HAMBURGER}\n\n{'我' * 2000}\n{HAMBURGER}\n", expect=1)
+    assert out == f"{IN_ENGLISH}\n\n"
+    assert err.startswith("fastmha: line 3: 2001 tokens")
+
+
+def test_a_file_name_among_the_sentences_gets_a_hint(tmp_path):
+    file = tmp_path / "lines.txt"
+    file.write_text(HAMBURGER, "utf-8")
+    err = run("translate", file)[1]
+    assert f"fastmha: {file} is a file" in err
+    assert f"fastmha translate --file {file}" in err
+
+
+def test_a_dash_is_standard_input():
+    assert run("translate", "-", stdin=HAMBURGER) == (f"{IN_ENGLISH}\n", "")
+
+
+def test_closed_standard_input():
+    command = f"exec {sys.executable} -m fastmha.cli translate <&-"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("fastmha: nothing to translate")
+
+
+def test_version_and_module():
+    version = run("--version")[0]
+    assert version == f"fastmha {fm.__version__}\n"
+    command = [sys.executable, "-m", "fastmha", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == version
+
+
+def test_a_wrong_environment_is_one_line():
+    err = run("info", env=os.environ | {"FASTMHA_ISA": "bogus"}, expect=1)[1]
+    assert err.startswith("fastmha: FASTMHA_ISA=bogus is unknown")
+
+
 def test_translate_max_new_tokens():
     out = run("translate", HAMBURGER, "--max-new-tokens", 3)[0]
     assert out == "I want to\n"

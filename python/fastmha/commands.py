@@ -26,6 +26,7 @@ from fastmha.models import TranslationModel, UnknownCharacterWarning, demo_model
 # Lines that are read, translated and written before the next are read: the memory that any number
 # of them needs.
 CHUNK = 1024
+NAMED = 5  # unknown characters that are named for each sentence
 # How bytes that are not UTF-8 are read: as surrogates, so that they do not stop the reading before
 # the lines in front of them are translated. Arguments come decoded in the same way.
 UNDECODED = "surrogateescape"
@@ -60,6 +61,24 @@ MaxNewTokens = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastmha {fm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def translate(
     text: Annotated[
@@ -91,13 +110,17 @@ def translate(
       cat sentences.txt | fastmha translate --beam 4
 
     Blank lines stay blank. Characters that the model does not know are named on stderr, with their
-    line; the rest of the sentence is translated all the same. At a line that is not UTF-8
-    translation stops, with exit status 1; the lines before it are translated.
+    line; the rest of the sentence is translated all the same. At a line that is not UTF-8, or
+    longer than the model can read, translation stops, with exit status 1; the lines before it are
+    translated.
     """
     with mistakes_as_one_line():
         _set_threads(threads)
-        if not text and not file and sys.stdin.isatty():
+        if text == ["-"]:  # as everywhere: standard input
+            text, file = None, [Path("-"), *(file or [])]
+        if not text and not file and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to translate: give a sentence, --file, or a pipe")
+        _hint_at_files(text or [])
         loaded: TranslationModel = fm.load(model or demo_model_path())
         lines = _lines(text or [], file or ([] if text else [Path("-")]))
         with _progress() as bar:
@@ -106,10 +129,10 @@ def translate(
                 _name_unknown(loaded, first, chunk)
                 with warnings.catch_warnings():  # _name_unknown has said it, with line numbers
                     warnings.simplefilter("ignore", UnknownCharacterWarning)
-                    translations = _translate(loaded, first, chunk, beam, max_new_tokens)
-                sys.stdout.write("".join(f"{line}\n" for line in translations))
-                sys.stdout.flush()
-                bar.advance(task, len(chunk))
+                    for part in _translate(loaded, first, chunk, beam, max_new_tokens):
+                        sys.stdout.write("".join(f"{line}\n" for line in part))
+                        sys.stdout.flush()
+                        bar.advance(task, len(part))
 
 
 @app.command()
@@ -159,8 +182,8 @@ def info() -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Run the side-by-side benchmarks of a source checkout; options go to them (try --help behind
-    it).
+    """Run the side-by-side benchmarks of a source checkout; options for them go behind two dashes
+    (fastmha bench -- --help).
 
     The benchmarks are the folder bench/ of the source tree: call this at its top.
     """
@@ -175,26 +198,50 @@ def bench(context: typer.Context) -> None:
 
 def _translate(
     model: TranslationModel, first: int, chunk: list[str], beam: int, max_new_tokens: int | None
-) -> list[str]:
-    """Translate a chunk; a sentence that the model cannot take is named by its line."""
+) -> Iterator[list[str]]:
+    """Translate a chunk. At a sentence that the model cannot take: what is before it, then the
+    error, with its line.
+    """
+
+    def translated(lines: list[str]) -> list[str]:
+        return model.translate(lines, beam_size=beam, max_new_tokens=max_new_tokens)
+
     limit = model.config.max_positions
     try:
-        return model.translate(chunk, beam_size=beam, max_new_tokens=max_new_tokens)
+        whole = translated(chunk)
     except ValueError:
-        for number, line in enumerate(chunk, first):
+        for index, line in enumerate(chunk):
             # one end token goes behind each sentence
             count = len(model.tokenize(line)) + 1
             if count > limit:
+                if index:
+                    yield translated(chunk[:index])
                 raise ValueError(
-                    f"line {number}: {count} tokens, the model has {limit} positions; split it"
+                    f"line {first + index}: {count} tokens, the model has {limit} positions; "
+                    "split it"
                 ) from None
         raise
+    yield whole
 
 
 def _name_unknown(model: TranslationModel, first: int, chunk: list[str]) -> None:
+    """One line on stderr for each sentence with characters that the model does not know."""
     for number, line in enumerate(chunk, first):
-        for piece in model.unknown(line):
-            print(f"fastmha: line {number}: unknown to the model: {piece}", file=sys.stderr)
+        pieces = model.unknown(line)
+        if pieces:
+            named = ", ".join(map(str, pieces[:NAMED]))
+            rest = f" and {len(pieces) - NAMED} more" if len(pieces) > NAMED else ""
+            print(f"fastmha: line {number}: unknown to the model: {named}{rest}", file=sys.stderr)
+
+
+def _hint_at_files(text: list[str]) -> None:
+    for sentence in text:
+        if len(sentence) < 256 and Path(sentence).is_file():
+            print(
+                f"fastmha: {sentence} is a file; to translate its lines: "
+                f"fastmha translate --file {sentence}",
+                file=sys.stderr,
+            )
 
 
 def _lines(text: list[str], files: list[Path]) -> Iterator[str]:
@@ -262,7 +309,7 @@ def _chunks(lines: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
 def _interactive(text: list[str] | None, file: list[Path] | None) -> bool:
     """Somebody types sentences and waits for each translation."""
     stdin = (not text and not file) or Path("-") in (file or [])
-    return stdin and sys.stdin.isatty()
+    return stdin and sys.stdin is not None and sys.stdin.isatty()
 
 
 def _progress() -> Progress:

@@ -183,6 +183,8 @@ class EncoderBlock(_Block):
         """The same as `module`, a torch.nn.TransformerEncoderLayer: its weights and all its
         settings.
 
+        Inputs are always batch first here, whatever ``batch_first`` of its attention says.
+
         Raises
         ------
         TypeError
