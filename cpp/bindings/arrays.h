@@ -197,10 +197,10 @@ inline Output float_output(const char* op, py::handle out, const std::vector<py:
     array = py::array_t<float>(shape);
   } else {
     array = checked_array(op, name, out);
-    if (!is_float32(array)) {  // a cast would make another array, and the result would be lost
+    if (!is_float32(array)) {  // the advice differs from an input's: a cast in the call would lose the result
       throw py::type_error(concat(op, ": ", name, " must be float32, got ",
                                   py::cast<std::string>(py::str(array.dtype())),
-                                  "; make it with np.empty(shape, dtype=np.float32)"));
+                                  "; cast it before the call: ", name, " = ", name, ".astype(np.float32)"));
     }
     bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
     for (size_t i = 0; same && i < shape.size(); ++i)
