@@ -14,10 +14,6 @@ def main() -> None:
             f"fastmha: the command line needs the package {error.name!r}: "
             'pip install "fastmha[cli]"'
         )
-    except (
-        ImportError
-    ) as error:  # FASTMHA_ISA or FASTMHA_NUM_THREADS: the message says what is wrong
-        sys.exit(f"fastmha: {error}")
     app(prog_name="fastmha")
 
 
