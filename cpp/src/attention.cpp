@@ -436,16 +436,16 @@ void run(const Plan& plan) {
   }
 }
 
-Plan dense_plan(const char* op, const ConstView& query, const ConstView& key, const ConstView& value,
-                const MutableView& out, const AttentionParams& params) {
-  check_tensors(op, query, key, value, out, 4, 1);
-  Plan plan;
-  plan.batch = query.shape[0];
-  plan.heads = query.shape[1];
-  plan.kv_heads = key.shape[1];
-  const auto layout = [](const ConstView& view) {
-    return Plan::Layout{view.strides[0], view.strides[1], view.strides[2]};
+// A plan with the four tensors in place. `sequence`, `head` and `row` are the axes of each; a ragged batch has no
+// axis of sequences (-1).
+Plan plan_tensors(const ConstView& query, const ConstView& key, const ConstView& value,
+                  const MutableView& out, int sequence, int head, int row) {
+  const auto layout = [&](const ConstView& view) {
+    return Plan::Layout{sequence < 0 ? 0 : view.strides[sequence], view.strides[head], view.strides[row]};
   };
+  Plan plan;
+  plan.heads = query.shape[head];
+  plan.kv_heads = key.shape[head];
   plan.query = layout(query);
   plan.key = layout(key);
   plan.value = layout(value);
@@ -460,10 +460,19 @@ Plan dense_plan(const char* op, const ConstView& query, const ConstView& key, co
   shared.key_stride = plan.key.row;
   shared.value_stride = plan.value.row;
   shared.out_stride = plan.out.row;
+  shared.head_dim = query.shape[query.rank - 1];
+  shared.value_dim = value.shape[value.rank - 1];
+  return plan;
+}
+
+Plan dense_plan(const char* op, const ConstView& query, const ConstView& key, const ConstView& value,
+                const MutableView& out, const AttentionParams& params) {
+  check_tensors(op, query, key, value, out, 4, 1);
+  Plan plan = plan_tensors(query, key, value, out, 0, 1, 2);
+  plan.batch = query.shape[0];
+  AttentionHead& shared = plan.shared;
   shared.q_len = query.shape[2];
   shared.kv_len = key.shape[2];
-  shared.head_dim = query.shape[3];
-  shared.value_dim = value.shape[3];
 
   set_scores(op, params, shared.head_dim, plan.batch, plan);
   set_slopes(op, params.alibi_slopes, plan.batch, plan.heads, plan);
@@ -543,28 +552,11 @@ void varlen_attention(const ConstView& query, const ConstView& key, const ConstV
   check_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, sequences, query.shape[0]);
   check_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, sequences, key.shape[0]);
 
-  Plan plan;
+  Plan plan = plan_tensors(query, key, value, out, -1, 1, 0);
   plan.batch = sequences;
-  plan.heads = query.shape[1];
-  plan.kv_heads = key.shape[1];
   plan.cu_seqlens_q = cu_seqlens_q;
   plan.cu_seqlens_k = cu_seqlens_k;
-  plan.query = {0, query.strides[1], query.strides[0]};
-  plan.key = {0, key.strides[1], key.strides[0]};
-  plan.value = {0, value.strides[1], value.strides[0]};
-  plan.out = {0, out.strides[1], out.strides[0]};
-
   AttentionHead& shared = plan.shared;
-  shared.query = query.data;
-  shared.key = key.data;
-  shared.value = value.data;
-  shared.out = out.data;
-  shared.query_stride = plan.query.row;
-  shared.key_stride = plan.key.row;
-  shared.value_stride = plan.value.row;
-  shared.out_stride = plan.out.row;
-  shared.head_dim = query.shape[2];
-  shared.value_dim = value.shape[2];
   set_scores(op, params, shared.head_dim, sequences, plan);
   set_slopes(op, params.alibi_slopes, sequences, plan.heads, plan);
   plan.varlen_weights = params.varlen_weights;
