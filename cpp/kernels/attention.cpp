@@ -582,10 +582,8 @@ void panel(const AttentionHead& head, int64_t first, float* scratch) {
 constexpr int kSplit = 256;
 constexpr int kStateHeader = 2;  // max, sum, then the value_dim outputs
 
-size_t decode_scratch(int64_t heads, int64_t value_dim) {
-  (void)value_dim;
-  return static_cast<size_t>(heads) * kSplit + kSplit;
-}
+// Scores of each head, and which keys are visible.
+size_t decode_scratch(int64_t heads) { return static_cast<size_t>(heads) * kSplit + kSplit; }
 
 FASTMHA_INLINE Vec dot_step(const float* a, const float* b, int64_t width, Vec acc) {
   return width >= kLanes

@@ -56,7 +56,7 @@ struct AttentionKernels {
   void (*panel)(const AttentionHead& head, int64_t first, float* scratch);
 
   int split;  // keys per piece of a single query's attention, counted from key 0
-  size_t (*decode_scratch)(int64_t heads, int64_t value_dim);
+  size_t (*decode_scratch)(int64_t heads);
   // Keys [split * index, split * (index + 1)) for the one query of each head in the group. state: per head
   // max, sum, out[value_dim], of stride 2 + value_dim.
   void (*decode)(const DecodeGroup& group, int64_t index, float* state, float* scratch);

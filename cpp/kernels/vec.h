@@ -21,7 +21,7 @@
 #elif defined(FASTMHA_KERNEL_ISA_GENERIC)
 #include "vec_generic.h"
 #else
-#error "compile kernel sources through add_kernel() in CMakeLists.txt: it names the ISA"
+#error "compile kernel sources through add_kernels() in CMakeLists.txt: it names the ISA"
 #endif
 
 #define FASTMHA_CONCAT_(a, b) a##_##b

@@ -368,8 +368,7 @@ class Decode {
     const int64_t tasks = (groups + per_task - 1) / per_task;
     const int threads = threads_for(tasks, nanoseconds);
     const size_t bytes =
-        heads_bytes() +
-        (2 * states_floats() + kernels_.decode_scratch(group_, plan_.shared.value_dim)) * sizeof(float);
+        heads_bytes() + (2 * states_floats() + kernels_.decode_scratch(group_)) * sizeof(float);
     const Workspace workspace(threads, bytes);
     parallel_for(tasks, threads, [&](int64_t task, int thread) {
       char* scratch = workspace.slice<char>(thread);
@@ -393,8 +392,7 @@ class Decode {
   void run_split(int64_t groups, double nanoseconds) const {
     const int threads = threads_for(groups * pieces_, nanoseconds);
     const Workspace states(1, static_cast<size_t>(groups * pieces_) * states_floats() * sizeof(float));
-    const Workspace workspace(
-        threads, heads_bytes() + kernels_.decode_scratch(group_, plan_.shared.value_dim) * sizeof(float));
+    const Workspace workspace(threads, heads_bytes() + kernels_.decode_scratch(group_) * sizeof(float));
     float* all = states.slice(0);
     const auto state_at = [&](int64_t group, int64_t index) {
       return all + static_cast<size_t>(group * pieces_ + index) * states_floats();

@@ -30,6 +30,15 @@ double quota_in(const std::string& path) {
   return std::atof(quota.c_str()) / period;
 }
 
+// Version 1 keeps the two numbers in files of their own; a container sees its own group at the root.
+double quota_of_version_1() {
+  std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
+  std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  double quota = 0, period = 0;
+  if (!(quota_file >> quota) || !(period_file >> period) || quota <= 0 || period <= 0) return 0;
+  return quota / period;
+}
+
 // The tightest quota of this process's cgroup (version 2) and of those above it, or 0 when there is none.
 int cgroup_cpus() {
   std::string group;
@@ -37,7 +46,7 @@ int cgroup_cpus() {
   for (std::string line; std::getline(membership, line);) {
     if (line.rfind("0::", 0) == 0) group = line.substr(3);
   }
-  double tightest = 0;
+  double tightest = quota_of_version_1();
   for (;;) {
     const double cpus = quota_in("/sys/fs/cgroup" + group + "/cpu.max");
     if (cpus > 0 && (tightest == 0 || cpus < tightest)) tightest = cpus;

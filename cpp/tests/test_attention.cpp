@@ -95,7 +95,7 @@ void run_panels(const AttentionKernels& kernels, const AttentionHead& head) {
 }
 
 void run_decode(const AttentionKernels& kernels, const AttentionHead& head) {
-  std::vector<float> scratch(kernels.decode_scratch(1, head.value_dim), kNan);
+  std::vector<float> scratch(kernels.decode_scratch(1), kNan);
   std::vector<float> total(static_cast<size_t>(2 + head.value_dim)), piece(total);
   kernels.decode({&head, 1}, 0, total.data(), scratch.data());
   for (int64_t index = 1; index * kernels.split < head.kv_len; ++index) {

@@ -32,7 +32,7 @@ def set_num_threads(n: int) -> None:
     TypeError
         `n` is not an integer.
     ValueError
-        `n` is smaller than 1.
+        `n` is smaller than 1 or larger than the larger of 64 and four times the machine's CPUs.
 
     Examples
     --------
