@@ -45,31 +45,37 @@ struct DecodeGroup {
   int64_t count = 0;
 };
 
-struct AttentionKernels {
+struct PanelKernels {
   const char* name;
   int bq;  // queries per panel: two registers of lanes
   int bk;  // keys per block of the online softmax, counted from key 0
-  // Floats of scratch that `panel` needs.
-  size_t (*panel_scratch)(int64_t head_dim, int64_t value_dim);
+  // Floats of scratch that `run` needs.
+  size_t (*scratch)(int64_t head_dim, int64_t value_dim);
   // Attention of queries [first, min(first + bq, q_len)) over all their keys, written to out (and weights,
   // lse).
-  void (*panel)(const AttentionHead& head, int64_t first, float* scratch);
+  void (*run)(const AttentionHead& head, int64_t first, float* scratch);
+};
 
+struct DecodeKernels {
+  const char* name;
   int split;  // keys per piece of a single query's attention, counted from key 0
-  size_t (*decode_scratch)(int64_t heads);
+  size_t (*scratch)(int64_t heads);
   // Keys [split * index, split * (index + 1)) for the one query of each head in the group. state: per head
   // max, sum, out[value_dim], of stride 2 + value_dim.
-  void (*decode)(const DecodeGroup& group, int64_t index, float* state, float* scratch);
-  // left <- left merged with right, both as `decode` writes them.
-  void (*decode_merge)(float* left, const float* right, int64_t value_dim);
+  void (*piece)(const DecodeGroup& group, int64_t index, float* state, float* scratch);
+  // left <- left merged with right, both as `piece` writes them.
+  void (*merge)(float* left, const float* right, int64_t value_dim);
   // state -> out, lse, and weights (which hold log2 scores until then).
-  void (*decode_finish)(const AttentionHead& head, const float* state);
+  void (*finish)(const AttentionHead& head, const float* state);
 };
 
 extern "C" {
-extern const AttentionKernels fastmha_attention_generic;
-extern const AttentionKernels fastmha_attention_avx2;
-extern const AttentionKernels fastmha_attention_avx512;
+extern const PanelKernels fastmha_panel_generic;
+extern const PanelKernels fastmha_panel_avx2;
+extern const PanelKernels fastmha_panel_avx512;
+extern const DecodeKernels fastmha_decode_generic;
+extern const DecodeKernels fastmha_decode_avx2;
+extern const DecodeKernels fastmha_decode_avx512;
 }
 
 }  // namespace fastmha

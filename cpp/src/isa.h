@@ -13,7 +13,8 @@ struct Isa {
   const char* name;
   bool (*supported)();
   const GemmKernels* gemm;
-  const AttentionKernels* attention;
+  const PanelKernels* panel;
+  const DecodeKernels* decode;
   const RowwiseKernels* rowwise;
 };
 

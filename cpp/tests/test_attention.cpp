@@ -89,27 +89,27 @@ struct Problem {
 // values below about 6. 1e-5 holds all of it with a margin of 3; a wrong key or lane is off by 0.01 and more.
 constexpr double kTolerance = 1e-5;
 
-void run_panels(const AttentionKernels& kernels, const AttentionHead& head) {
-  std::vector<float> scratch(kernels.panel_scratch(head.head_dim, head.value_dim) + 16, kNan);
-  for (int64_t first = 0; first < head.q_len; first += kernels.bq) kernels.panel(head, first, scratch.data());
+void run_panels(const PanelKernels& kernels, const AttentionHead& head) {
+  std::vector<float> scratch(kernels.scratch(head.head_dim, head.value_dim) + 16, kNan);
+  for (int64_t first = 0; first < head.q_len; first += kernels.bq) kernels.run(head, first, scratch.data());
 }
 
-void run_decode(const AttentionKernels& kernels, const AttentionHead& head) {
-  std::vector<float> scratch(kernels.decode_scratch(1), kNan);
+void run_decode(const DecodeKernels& kernels, const AttentionHead& head) {
+  std::vector<float> scratch(kernels.scratch(1), kNan);
   std::vector<float> total(static_cast<size_t>(2 + head.value_dim)), piece(total);
-  kernels.decode({&head, 1}, 0, total.data(), scratch.data());
+  kernels.piece({&head, 1}, 0, total.data(), scratch.data());
   for (int64_t index = 1; index * kernels.split < head.kv_len; ++index) {
-    kernels.decode({&head, 1}, index, piece.data(), scratch.data());
-    kernels.decode_merge(total.data(), piece.data(), head.value_dim);
+    kernels.piece({&head, 1}, index, piece.data(), scratch.data());
+    kernels.merge(total.data(), piece.data(), head.value_dim);
   }
-  kernels.decode_finish(head, total.data());
+  kernels.finish(head, total.data());
 }
 
 }  // namespace
 
 TEST(panel_sizes_around_tile_edges) {
   for (const Isa* isa : runnable_isas()) {
-    const AttentionKernels& kernels = *isa->attention;
+    const PanelKernels& kernels = *isa->panel;
     const int64_t bq = kernels.bq, bk = kernels.bk;
     for (int64_t q_len : {int64_t{1}, bq / 2 - 1, bq / 2, bq / 2 + 1, bq - 1, bq, bq + 1}) {
       for (int64_t kv_len : {int64_t{1}, int64_t{13}, int64_t{14}, int64_t{15}, bk - 1, bk, bk + 1}) {
@@ -126,7 +126,7 @@ TEST(panel_sizes_around_tile_edges) {
 
 TEST(panel_windows_and_offsets) {
   for (const Isa* isa : runnable_isas()) {
-    const AttentionKernels& kernels = *isa->attention;
+    const PanelKernels& kernels = *isa->panel;
     for (int64_t offset : {-70, -1, 0, 3, 200, 400}) {
       for (int64_t left : {int64_t{0}, int64_t{5}, int64_t{150}, AttentionHead::kOpenSide}) {
         for (int64_t right : {int64_t{0}, int64_t{7}, AttentionHead::kOpenSide}) {
@@ -146,7 +146,7 @@ TEST(panel_windows_and_offsets) {
 // 0 * NaN is NaN: what a masked key holds must be stepped over, pair by pair.
 TEST(panel_never_reads_masked_values) {
   for (const Isa* isa : runnable_isas()) {
-    const AttentionKernels& kernels = *isa->attention;
+    const PanelKernels& kernels = *isa->panel;
     Problem problem(40, 140, 16, 20);
     std::vector<uint8_t> mask(40 * 140);
     for (int64_t i = 0; i < 40; ++i) {
@@ -167,7 +167,7 @@ TEST(panel_never_reads_masked_values) {
 
 TEST(panel_lanes_do_not_depend_on_each_other) {
   for (const Isa* isa : runnable_isas()) {
-    const AttentionKernels& kernels = *isa->attention;
+    const PanelKernels& kernels = *isa->panel;
     Problem all(2 * kernels.bq, 300, 33, 17);
     all.head.right = 0;
     all.head.offset = 100;
@@ -186,7 +186,7 @@ TEST(panel_lanes_do_not_depend_on_each_other) {
 
 TEST(decode_sizes_around_pieces) {
   for (const Isa* isa : runnable_isas()) {
-    const AttentionKernels& kernels = *isa->attention;
+    const DecodeKernels& kernels = *isa->decode;
     for (int64_t kv_len :
          {int64_t{1}, int64_t{15}, int64_t{17}, int64_t{kernels.split} - 1, int64_t{kernels.split},
           int64_t{kernels.split} + 1, int64_t{3} * kernels.split + 5}) {
@@ -202,15 +202,14 @@ TEST(decode_sizes_around_pieces) {
 
 TEST(decode_agrees_with_panel) {
   for (const Isa* isa : runnable_isas()) {
-    const AttentionKernels& kernels = *isa->attention;
     Problem problem(1, 700, 64, 64);
     problem.head.offset = 650;
     problem.head.left = 600;
     problem.head.right = 0;
-    run_decode(kernels, problem.head);
-    CHECK(problem.error() < kTolerance, kernels.name, " decode error ", problem.error());
-    run_panels(kernels, problem.head);
-    CHECK(problem.error() < kTolerance, kernels.name, " panel error ", problem.error());
+    run_decode(*isa->decode, problem.head);
+    CHECK(problem.error() < kTolerance, isa->name, " decode error ", problem.error());
+    run_panels(*isa->panel, problem.head);
+    CHECK(problem.error() < kTolerance, isa->name, " panel error ", problem.error());
   }
 }
 

@@ -1,0 +1,70 @@
+// An attention call after its checks: where every head of every sequence lies, and how its work is shared out.
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels/attention.h"
+#include "fastmha/attention.h"
+
+namespace fastmha {
+
+// What the kernels need for every head of every sequence.
+struct AttentionPlan {
+  // Axes of query, key, value and out: where a sequence, a head and a row begin.
+  struct Layout {
+    int64_t sequence = 0, head = 0, row = 0;
+  };
+  AttentionHead shared;  // what all heads have in common
+  Layout query, key, value, out;
+  int64_t batch = 0, heads = 0, kv_heads = 0;
+  int64_t q_len = 0;  // the longest
+
+  const int64_t* cu_seqlens_q = nullptr;  // ragged: sequences by row, not by batch stride
+  const int64_t* cu_seqlens_k = nullptr;
+  const int64_t* key_lengths = nullptr;
+  const int64_t* query_offsets = nullptr;
+  const float* slopes = nullptr;
+  int64_t slope_sequence_stride = 0, slope_head_stride = 0;
+  int64_t mask_sequence_stride = 0, mask_head_stride = 0;
+  int64_t weights_sequence_stride = 0, weights_head_stride = 0;
+  int64_t lse_sequence_stride = 0, lse_head_stride = 0;
+  float* const* varlen_weights = nullptr;
+
+  int64_t group() const { return heads / kv_heads; }
+  int64_t q_len_of(int64_t n) const {
+    return cu_seqlens_q ? cu_seqlens_q[n + 1] - cu_seqlens_q[n] : shared.q_len;
+  }
+  int64_t kv_len_of(int64_t n) const {
+    if (cu_seqlens_k) return cu_seqlens_k[n + 1] - cu_seqlens_k[n];
+    return key_lengths ? key_lengths[n] : shared.kv_len;
+  }
+  AttentionHead head(int64_t n, int64_t h) const;
+};
+
+// Checked plans; errors name `op`. What they point to (arrays of lengths, offsets) must outlive them.
+AttentionPlan plan_dense_attention(const char* op, const ConstView& query, const ConstView& key,
+                                   const ConstView& value, const MutableView& out,
+                                   const AttentionParams& params);
+AttentionPlan plan_varlen_attention(const char* op, const ConstView& query, const ConstView& key,
+                                    const ConstView& value, const int64_t* cu_seqlens_q,
+                                    const int64_t* cu_seqlens_k, int64_t sequences, const MutableView& out,
+                                    const AttentionParams& params);
+
+// ---- running -----------------------------------------------------------------------------------------------
+
+// A guess of one core's speed, good enough to decide between one thread and several.
+inline constexpr double kFlopsPerNanosecond = 30.0;
+inline constexpr double kBytesPerNanosecond = 15.0;
+inline constexpr double kPanelOverheadNanoseconds = 200.0;
+// Handing out a task takes about 0.1 us (an atomic increment that all threads want): 10 us of work make it
+// invisible.
+inline constexpr double kTaskNanoseconds = 10e3;
+
+// The kernels that fit the plan.
+void run_attention(const AttentionPlan& plan);
+// Panels of queries, for any plan.
+void run_panels(const AttentionPlan& plan, const PanelKernels& kernels);
+// For plans in which no sequence has more than one query.
+void run_decode(const AttentionPlan& plan, const DecodeKernels& kernels);
+
+}  // namespace fastmha
