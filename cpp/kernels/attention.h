@@ -8,6 +8,12 @@ namespace fastmha {
 
 enum class MaskKind : int32_t { kNone, kBool, kFloat };
 
+// Rows of floats that a later panel reads or writes.
+struct UpcomingRows {
+  const float* rows = nullptr;
+  int64_t stride = 0, count = 0, width = 0;
+};
+
 // One head of one sequence. Strides are in elements and may be anything; the last axis of query, key, value
 // and out is contiguous. Query i sees key j when all of these hold:
 //   0 <= j < kv_len,   i + offset - left <= j <= i + offset + right,   mask(i, j) is neither false nor
@@ -37,6 +43,9 @@ struct AttentionHead {
   int64_t weights_stride = 0;
   float* lse = nullptr;  // (q_len,), or null
   int64_t lse_stride = 0;
+
+  // A hint that changes no result: what to bring to the cache while a panel is computed.
+  UpcomingRows upcoming[4];
 };
 
 // A group of query heads that share one key/value head, one query each.

@@ -10,6 +10,13 @@
 namespace fastmha {
 namespace {
 
+// A head whose queries, keys and values are at most this long is fetched from memory while the one before it is
+// computed. Longer ones reuse what they read so often that the first read does not matter (1% at 1024 keys of 64),
+// and two of them would not fit in a second-level cache of 1 MB.
+constexpr int64_t kFetchedFloats = 96 * 1024;
+// A panel of 128 keys of 64 takes 4 us: the last tasks are single panels, so that threads end together.
+constexpr double kSmallestTaskNanoseconds = 10e3;
+
 // Panels of all sequences, numbered from 0: sequence by sequence, head by head, within a head the last panel
 // first (under a causal mask it is the longest, and long tasks should not come last).
 class Panels {
@@ -32,9 +39,15 @@ class Panels {
     for (int64_t left = to - from; left > 0; ++n, index = 0) {
       const int64_t panels = count(n);
       for (; index < plan_.heads * panels && left > 0;) {
-        const AttentionHead head = plan_.head(n, index / panels);
+        const int64_t h = index / panels;
+        AttentionHead head = plan_.head(n, h);
+        // The next head of this task, if it has one.
+        const bool fetches = left > panels - index % panels && small(n);
+        const AttentionHead next = fetches ? next_head(n, h) : AttentionHead();
         for (int64_t p = index % panels; p < panels && left > 0; ++p, ++index, --left) {
-          kernels.run(head, (panels - 1 - p) * bq_, scratch);
+          const int64_t first = (panels - 1 - p) * bq_;
+          if (small(n)) set_upcoming(head, next, first, p, panels);
+          kernels.run(head, first, scratch);
         }
       }
     }
@@ -46,6 +59,36 @@ class Panels {
   int64_t find(int64_t panel) const {
     if (starts_.empty()) return panel / (plan_.heads * count(0));
     return std::upper_bound(starts_.begin(), starts_.end(), panel) - starts_.begin() - 1;
+  }
+
+  // Whether a sequence's heads are short enough for the next one to be fetched ahead.
+  bool small(int64_t n) const {
+    const int64_t dims = plan_.shared.head_dim + plan_.shared.value_dim;
+    return plan_.q_len_of(n) * plan_.shared.head_dim + plan_.kv_len_of(n) * dims <= kFetchedFloats;
+  }
+
+  AttentionHead next_head(int64_t n, int64_t h) const {
+    if (h + 1 < plan_.heads) return plan_.head(n, h + 1);
+    for (++n; n < plan_.batch; ++n) {
+      if (plan_.q_len_of(n) > 0) return small(n) ? plan_.head(n, 0) : AttentionHead();
+    }
+    return AttentionHead();
+  }
+
+  // While panel p of `panels` is computed, its rows of the output and its share of the next head are fetched.
+  void set_upcoming(AttentionHead& head, const AttentionHead& next, int64_t first, int64_t p,
+                    int64_t panels) const {
+    const auto share = [&](const float* rows, int64_t stride, int64_t length, int64_t width) {
+      const int64_t from = length * p / panels, to = length * (p + 1) / panels;
+      return UpcomingRows{rows + from * stride, stride, to - from, width};
+    };
+    head.upcoming[0] = {head.out + first * head.out_stride, head.out_stride,
+                        std::min<int64_t>(bq_, head.q_len - first), head.value_dim};
+    head.upcoming[1] = share(next.query, next.query_stride, next.q_len, next.head_dim);
+    head.upcoming[2] = head.upcoming[3] = UpcomingRows();
+    if (next.key == head.key) return;  // the same group
+    head.upcoming[2] = share(next.key, next.key_stride, next.kv_len, next.head_dim);
+    head.upcoming[3] = share(next.value, next.value_stride, next.kv_len, next.value_dim);
   }
 
   const AttentionPlan& plan_;
@@ -64,23 +107,34 @@ double flops(const AttentionPlan& plan) {
   return pairs * per_pair * static_cast<double>(plan.heads) * (plan.shared.right == 0 ? 0.6 : 1.0);
 }
 
+// Where tasks begin: long ones first, that run through neighbouring heads and so know what comes next, then ever
+// shorter ones, so that threads end together. Each takes a share of what is left, but at least `smallest` panels.
+std::vector<int64_t> task_starts(int64_t total, int64_t smallest, int threads) {
+  std::vector<int64_t> starts = {0};
+  while (starts.back() < total) {
+    const int64_t left = total - starts.back();
+    const int64_t share = threads == 1 ? left : left / (int64_t{2} * threads);
+    starts.push_back(starts.back() + std::min(left, std::max(smallest, share)));
+  }
+  return starts;
+}
+
 }  // namespace
 
 void run_panels(const AttentionPlan& plan, const PanelKernels& kernels) {
   const Panels panels(plan, kernels.bq);
-  if (panels.total() == 0) return;
-  const double nanoseconds =
-      flops(plan) / kFlopsPerNanosecond + static_cast<double>(panels.total()) * kPanelOverheadNanoseconds;
   const int64_t total = panels.total();
-  int64_t per_task = static_cast<int64_t>(kTaskNanoseconds * static_cast<double>(total) / nanoseconds) + 1;
-  const int64_t even_share = total / (int64_t{4} * get_num_threads()) + 1;
-  per_task = std::min(per_task, even_share);
-  const int64_t tasks = (total + per_task - 1) / per_task;
-  const int threads = threads_for(tasks, nanoseconds);
+  if (total == 0) return;
+  const double nanoseconds =
+      flops(plan) / kFlopsPerNanosecond + static_cast<double>(total) * kPanelOverheadNanoseconds;
+  const int64_t smallest =
+      static_cast<int64_t>(kSmallestTaskNanoseconds * static_cast<double>(total) / nanoseconds) + 1;
+  const int threads = threads_for((total + smallest - 1) / smallest, nanoseconds);
+  const std::vector<int64_t> starts = task_starts(total, smallest, threads);
   const Workspace workspace(threads,
                             kernels.scratch(plan.shared.head_dim, plan.shared.value_dim) * sizeof(float));
-  parallel_for(tasks, threads, [&](int64_t task, int thread) {
-    panels.run(kernels, task * per_task, std::min(total, (task + 1) * per_task), workspace.slice(thread));
+  parallel_for(static_cast<int64_t>(starts.size()) - 1, threads, [&](int64_t task, int thread) {
+    panels.run(kernels, starts[task], starts[task + 1], workspace.slice(thread));
   });
 }
 
