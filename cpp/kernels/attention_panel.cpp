@@ -34,15 +34,35 @@ constexpr int kBk = 128;
 constexpr int kTileRows = Vec::kRegisters == 32 ? 14 : 6;
 // Rows of the tile that also turns scores into weights and needs registers for that.
 constexpr int kWeighRows = Vec::kRegisters == 32 ? 8 : 4;
-constexpr int kKeysAhead = 8;  // prefetch distance in V
+constexpr int kKeysAhead = 8;
+// The first-level cache has 64 sets of 64 bytes: rows that are a multiple of 4 KiB apart, as (length, 8 heads, 128)
+// gives, fall into one set of 12 lines, those that are 2 KiB apart into two.
+constexpr int64_t kSetSpan = 1024;  // floats
+
+// How to walk through K and V of a head.
+struct Strides {
+  int64_t tile_rows = kTileRows;  // most keys of a score tile
+  int64_t key_ahead;              // from the next tile's row of K to the one below, or 0: no fetching ahead
+  int64_t value_ahead;            // from a row of V to the one to fetch meanwhile
+
+  // Share of the peak on (length, 8 heads, 128), one set: 75% with tiles of 14 keys, which push each other out, 82%
+  // with 10, 87% with 10 that do not fetch the next ones and 4 rows of V ahead. On (length, 8 heads, 64), two sets:
+  // 85% with 14, 88% with 10, 85% without fetching.
+  Strides(int64_t key_stride, int64_t value_stride)
+      : key_ahead(key_stride), value_ahead(kKeysAhead * value_stride) {
+    if (key_stride % (kSetSpan / 2) == 0) tile_rows = smaller(10, kTileRows);
+    if (key_stride % kSetSpan == 0) key_ahead = 0;
+    if (value_stride % kSetSpan == 0) value_ahead /= 2;
+  }
+};
 
 // ---- register tiles --------------------------------------------------------------------------------------
 
 // out[row][lane] = sum over k of rows[row * stride + k] * columns[k][lane], and top[lane] = max(top[lane], out's
 // rows): while the scores are still in registers the maximum costs nothing, a pass of its own 2% of the time.
 template <int Rows, int Vecs>
-void score_tile(const float* rows, int64_t stride, const float* columns, int64_t depth, float* out,
-                float* top) {
+void score_tile(const float* rows, int64_t stride, int64_t stride_ahead, const float* columns, int64_t depth,
+                float* out, float* top) {
   Vec acc[Rows][Vecs];
   FASTMHA_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -52,7 +72,7 @@ void score_tile(const float* rows, int64_t stride, const float* columns, int64_t
   // Rows of the next tile, line by line as this one gets there.
   const float* ahead = rows;
   for (int64_t k = 0; k < depth; ++k) {
-    ahead = (k & 15) == 0 ? rows + Rows * stride + k : ahead + stride;
+    ahead = (k & 15) == 0 ? rows + Rows * stride_ahead + k : ahead + stride_ahead;
     __builtin_prefetch(ahead);
     Vec column[Vecs];
     FASTMHA_UNROLL
@@ -95,13 +115,13 @@ FASTMHA_INLINE void load_rescaled(const float* out, const float* alpha, Vec (&ac
 
 // acc[row][lane] += row[r] * weight[lane]
 template <int Rows, int Vecs>
-FASTMHA_INLINE void add_value_row(const float* row, int64_t stride, const Vec (&weight)[Vecs],
+FASTMHA_INLINE void add_value_row(const float* row, int64_t ahead, const Vec (&weight)[Vecs],
                                   Vec (&acc)[Rows][Vecs]) {
-  // The same place 8 keys on, which is at most two lines. Rows that are 2 KiB apart, as in (length, heads,
-  // head_dim), share two sets of the first-level cache and are gone before the next tile comes to them: 87 -> 88.5%
-  // of the peak at L = 512 with 8 heads of 64, 82% without any prefetch. 4 or 12 keys: 0.5% less.
-  __builtin_prefetch(row + kKeysAhead * stride);
-  __builtin_prefetch(row + kKeysAhead * stride + Rows - 1);
+  // The same place some keys on, which is at most two lines. Rows that are 2 KiB or more apart are gone from the
+  // first-level cache before the next tile comes to them, so that fetching for that tile does not help there: 87%
+  // of the peak on (512, 8 heads, 64) instead of 88.5%, and 82% without any fetching. 12 keys: 0.5% less.
+  __builtin_prefetch(row + ahead);
+  __builtin_prefetch(row + ahead + Rows - 1);
   FASTMHA_UNROLL
   for (int r = 0; r < Rows; ++r) {
     const Vec scalar = Vec::set1(row[r]);
@@ -122,15 +142,15 @@ FASTMHA_INLINE void store_tile(const Vec (&acc)[Rows][Vecs], float* out) {
 // out[row][lane] = alpha[lane] * out[row][lane] + sum over keys of values[key * stride + row] *
 // weights[key][lane]
 template <int Rows, int Vecs>
-void output_tile(const float* values, int64_t stride, const float* weights, int64_t keys, const float* alpha,
-                 float* out) {
+void output_tile(const float* values, int64_t stride, int64_t ahead, const float* weights, int64_t keys,
+                 const float* alpha, float* out) {
   Vec acc[Rows][Vecs];
   load_rescaled(out, alpha, acc);
   for (int64_t key = 0; key < keys; ++key) {
     Vec weight[Vecs];
     FASTMHA_UNROLL
     for (int v = 0; v < Vecs; ++v) weight[v] = Vec::load(weights + key * kBq + v * kLanes);
-    add_value_row(values + key * stride, stride, weight, acc);
+    add_value_row(values + key * stride, ahead, weight, acc);
   }
   store_tile(acc, out);
 }
@@ -149,8 +169,8 @@ FASTMHA_INLINE void weigh_key(const Vec (&top)[Vecs], float* scores, Vec (&weigh
 // The exponential's additions, comparisons and roundings run on other pipes than the tile's FMAs, and its latency
 // hides behind them: one key's weights are computed while the key before is multiplied.
 template <int Vecs>
-void weigh_tile(const float* values, int64_t stride, float* scores, int64_t keys, const float* max,
-                const float* alpha, bool first, float* sum, float* out) {
+void weigh_tile(const float* values, int64_t stride, int64_t ahead, float* scores, int64_t keys,
+                const float* max, const float* alpha, bool first, float* sum, float* out) {
   Vec acc[kWeighRows][Vecs], top[Vecs], total[Vecs], weight[Vecs];
   load_rescaled(out, first ? nullptr : alpha, acc);
   FASTMHA_UNROLL
@@ -162,14 +182,14 @@ void weigh_tile(const float* values, int64_t stride, float* scores, int64_t keys
   for (int64_t key = 0; key < keys - 1; ++key) {
     Vec next[Vecs];
     weigh_key(top, scores + (key + 1) * kBq, next);
-    add_value_row(values + key * stride, stride, weight, acc);
+    add_value_row(values + key * stride, ahead, weight, acc);
     FASTMHA_UNROLL
     for (int v = 0; v < Vecs; ++v) {
       total[v] = total[v] + weight[v];
       weight[v] = next[v];
     }
   }
-  add_value_row(values + (keys - 1) * stride, stride, weight, acc);
+  add_value_row(values + (keys - 1) * stride, ahead, weight, acc);
   FASTMHA_UNROLL
   for (int v = 0; v < Vecs; ++v) {
     total[v] = total[v] + weight[v];
@@ -178,8 +198,8 @@ void weigh_tile(const float* values, int64_t stride, float* scores, int64_t keys
   store_tile(acc, out);
 }
 
-using ScoreTile = void (*)(const float*, int64_t, const float*, int64_t, float*, float*);
-using OutputTile = void (*)(const float*, int64_t, const float*, int64_t, const float*, float*);
+using ScoreTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, float*, float*);
+using OutputTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, const float*, float*);
 
 // One kernel per height, so that rows can be shared out evenly: 128 keys are 8 x 13 + 2 x 12 and leave no
 // ragged tail.
@@ -206,11 +226,11 @@ struct Tiles<2> {
   static constexpr OutputTile kOutput[] = {FASTMHA_TILES(output_tile, 2)};
 };
 
-// Rows in even tiles of at most kTileRows: the first `high` tiles have `rows + 1` rows, the others `rows`.
+// Rows in even tiles of at most `most`: the first `high` tiles have `rows + 1` rows, the others `rows`.
 struct EvenTiles {
   int64_t count, rows, high;
-  explicit FASTMHA_INLINE EvenTiles(int64_t total)
-      : count((total + kTileRows - 1) / kTileRows), rows(total / count), high(total % count) {}
+  FASTMHA_INLINE EvenTiles(int64_t total, int64_t most)
+      : count((total + most - 1) / most), rows(total / count), high(total % count) {}
   FASTMHA_INLINE int64_t height(int64_t tile) const { return rows + (tile < high ? 1 : 0); }
 };
 
@@ -264,6 +284,7 @@ struct Panel {
   float* alpha;       // [1]: what earlier blocks are rescaled by
   uint32_t* visible;  // [kBk] words: bit r is set when query r sees the key
   Fetch* fetch;       // what later panels read
+  Strides strides;
 
   FASTMHA_INLINE int64_t low_of(int64_t row) const {
     return larger(0, first + row + head.offset - head.left);
@@ -278,11 +299,22 @@ size_t panel_scratch(int64_t head_dim, int64_t value_dim) {
 }
 
 Panel make_panel(const AttentionHead& head, int64_t first, float* scratch, Fetch* fetch) {
-  Panel p{head,    first,   static_cast<int>(smaller(kBq, head.q_len - first)),
-          0,       0,       nullptr,
-          nullptr, nullptr, nullptr,
-          nullptr, nullptr, nullptr,
-          nullptr, nullptr, nullptr};
+  Panel p{head,
+          first,
+          static_cast<int>(smaller(kBq, head.q_len - first)),
+          0,
+          0,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          Strides(head.key_stride, head.value_stride)};
   // Both bounds grow with the row.
   p.key_low = p.low_of(0);
   p.key_high = p.high_of(p.rows - 1);
@@ -300,10 +332,9 @@ Panel make_panel(const AttentionHead& head, int64_t first, float* scratch, Fetch
   return p;
 }
 
-// to[column][lane] = factor * from[lane * stride + column], lanes past `rows` zero.
-template <int Vecs>
-void transpose_in(const float* from, int64_t stride, int rows, int64_t columns, float factor, float* to) {
-  const Vec scale = Vec::set1(factor);
+// sink(column, v, x) with x[lane] = from[(v * kLanes + lane) * stride + column], lanes past `rows` zero.
+template <int Vecs, class Sink>
+FASTMHA_INLINE void transpose_in(const float* from, int64_t stride, int rows, int64_t columns, Sink sink) {
   for (int v = 0; v < Vecs; ++v) {
     const int live = rows - v * kLanes < 0 ? 0 : (rows - v * kLanes < kLanes ? rows - v * kLanes : kLanes);
     for (int64_t column = 0; column < columns; column += kLanes) {
@@ -319,9 +350,18 @@ void transpose_in(const float* from, int64_t stride, int rows, int64_t columns, 
           block[r] = r < live ? Vec::load_n(corner + r * stride, width) : Vec::zero();
       }
       transpose(block);
-      for (int c = 0; c < width; ++c) (block[c] * scale).store(to + (column + c) * kBq + v * kLanes);
+      for (int c = 0; c < width; ++c) sink(column + c, v, block[c]);
     }
   }
+}
+
+// to[d][lane] = scale * query
+template <int Vecs>
+void load_queries(const Panel& p) {
+  const AttentionHead& head = p.head;
+  const Vec scale = Vec::set1(head.scale);
+  transpose_in<Vecs>(head.query + p.first * head.query_stride, head.query_stride, p.rows, head.head_dim,
+                     [&](int64_t d, int v, Vec x) { (x * scale).store(p.query + d * kBq + v * kLanes); });
 }
 
 // to[lane * stride + column] = from[column][lane] * factor[lane] for lanes below `rows`.
@@ -361,12 +401,34 @@ FASTMHA_INLINE uint32_t bit_range(int64_t from, int64_t to) {
   return static_cast<uint32_t>(((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1));
 }
 
-// The queries that may see key j by position: i + offset - left <= j <= i + offset + right.
-void visible_by_position(const Panel& p, int64_t key, int64_t from, int64_t to) {
+// The queries that may see key j by position: i + offset - left <= j <= i + offset + right. All of them see
+// [clear_from, clear_to).
+void visible_by_position(const Panel& p, int64_t key, int64_t keys, int64_t clear_from, int64_t clear_to) {
   const AttentionHead& head = p.head;
-  for (int64_t j = from; j < to; ++j) {
-    const int64_t relative = key + j - head.offset - p.first;
-    p.visible[j] = bit_range(relative - head.right, smaller(p.rows, relative + head.left + 1));
+  const auto edge = [&](int64_t from, int64_t to) {
+    for (int64_t j = from; j < to; ++j) {
+      const int64_t relative = key + j - head.offset - p.first;
+      p.visible[j] = bit_range(relative - head.right, smaller(p.rows, relative + head.left + 1));
+    }
+  };
+  edge(0, clear_from);
+  const uint32_t all = bit_range(0, p.rows);
+  for (int64_t j = clear_from; j < clear_to; ++j) p.visible[j] = all;
+  edge(clear_to, keys);
+}
+
+// Bit c of word r <-> bit r of word c: swaps of ever smaller quarters.
+FASTMHA_INLINE void transpose_bits(uint32_t (&words)[32]) {
+  uint32_t low = 0x0000ffff;
+  FASTMHA_UNROLL
+  for (int size = 16; size > 0; size /= 2, low ^= low << size) {
+    for (int quarter = 0; quarter < 32; quarter += 2 * size) {
+      for (int r = quarter; r < quarter + size; ++r) {
+        const uint32_t swapped = ((words[r] >> size) ^ words[r + size]) & low;
+        words[r] ^= swapped << size;
+        words[r + size] ^= swapped;
+      }
+    }
   }
 }
 
@@ -378,17 +440,25 @@ void hide_by_bool_mask(const Panel& p, int64_t key, int64_t keys) {
     for (int64_t j = 0; j < keys; ++j) p.visible[j] = mask[j * head.mask_key_stride] ? p.visible[j] : 0;
     return;
   }
-  uint32_t seen[kBk] = {};
-  for (int r = 0; r < p.rows; ++r) {
-    const uint8_t* row = mask + r * head.mask_query_stride;
-    if (head.mask_key_stride == 1) {
-      for (int64_t j = 0; j < keys; ++j) seen[j] |= static_cast<uint32_t>(row[j] != 0) << r;
-    } else {
-      for (int64_t j = 0; j < keys; ++j)
-        seen[j] |= static_cast<uint32_t>(row[j * head.mask_key_stride] != 0) << r;
+  // 32 keys at a time: a word of bits per query, turned into a word per key. Bit by bit it cost a fifth of the time.
+  for (int64_t from = 0; from < keys; from += 32) {
+    const int64_t count = smaller(32, keys - from);
+    uint32_t words[32] = {};
+    for (int r = 0; r < p.rows; ++r) {
+      const uint8_t* row = mask + r * head.mask_query_stride + from * head.mask_key_stride;
+      uint8_t bytes[32] = {};
+      if (head.mask_key_stride != 1) {
+        for (int64_t j = 0; j < count; ++j) bytes[j] = row[j * head.mask_key_stride];
+        row = bytes;
+      } else if (count < 32) {
+        __builtin_memcpy(bytes, row, static_cast<size_t>(count));
+        row = bytes;
+      }
+      words[r] = nonzero_bytes(row);
     }
+    transpose_bits(words);
+    for (int64_t j = 0; j < count; ++j) p.visible[from + j] &= words[j];
   }
-  for (int64_t j = 0; j < keys; ++j) p.visible[j] &= seen[j];
 }
 
 // A float mask in units of log2. A finite one stays finite: the lowest float, a common way to say "masked",
@@ -401,44 +471,37 @@ void load_float_mask(const Panel& p, int64_t key, int64_t keys) {
   const AttentionHead& head = p.head;
   const float* mask =
       static_cast<const float*>(head.mask) + p.first * head.mask_query_stride + key * head.mask_key_stride;
-  if (head.mask_query_stride == 0) {
-    for (int64_t j = 0; j < keys; ++j) {
-      const Vec scalar = Vec::set1(mask[j * head.mask_key_stride]);
-      for (int v = 0; v < Vecs; ++v) scalar.store(p.bias + j * kBq + v * kLanes);
-    }
-  } else if (head.mask_key_stride == 1) {
-    transpose_in<Vecs>(mask, head.mask_query_stride, p.rows, keys, 1.0f, p.bias);
-  } else {
-    for (int64_t j = 0; j < keys; ++j) {
-      for (int r = 0; r < Vecs * kLanes; ++r) {
-        p.bias[j * kBq + r] = r < p.rows ? mask[r * head.mask_query_stride + j * head.mask_key_stride] : 0.0f;
-      }
-    }
+  const auto take = [&](int64_t j, int v, Vec bias) {
+    const Mask hides = equal(bias, Vec::set1(-kInfinity));
+    p.visible[j] &= ~(to_bits(hides) << (v * kLanes));
+    mask_to_log2(bias).store(p.bias + j * kBq + v * kLanes);
+  };
+  if (head.mask_query_stride != 0 && head.mask_key_stride == 1) {
+    transpose_in<Vecs>(mask, head.mask_query_stride, p.rows, keys, take);
+    return;
   }
   for (int64_t j = 0; j < keys; ++j) {
-    uint32_t hides = 0;
-    for (int v = 0; v < Vecs; ++v) {
-      float* at = p.bias + j * kBq + v * kLanes;
-      const Vec bias = Vec::load(at);
-      hides |= to_bits(equal(bias, Vec::set1(-kInfinity))) << (v * kLanes);
-      mask_to_log2(bias).store(at);
-    }
-    p.visible[j] &= ~hides;
+    float lanes[kBq] = {};
+    for (int r = 0; r < p.rows; ++r) lanes[r] = mask[r * head.mask_query_stride + j * head.mask_key_stride];
+    for (int v = 0; v < Vecs; ++v) take(j, v, Vec::load(lanes + v * kLanes));
   }
 }
 
 // ---- one block of keys -----------------------------------------------------------------------------------
 
-// Scores of keys [from, to) of the block that starts at `key`, and their maximum into `top`.
+// Scores of keys [from, to) of the block that starts at `key` for the queries from register `lane` on, and their
+// maximum into `top`.
 template <int Vecs>
-void compute_scores(const Panel& p, int64_t key, int64_t from, int64_t to, float* top) {
+void compute_scores(const Panel& p, int64_t key, int64_t from, int64_t to, int lane, float* top) {
+  if (from == to) return;
   const AttentionHead& head = p.head;
-  const EvenTiles tiles(to - from);
+  const EvenTiles tiles(to - from, p.strides.tile_rows);
   for (int64_t tile = 0; tile < tiles.count; ++tile) {
     p.fetch->step();
     const int64_t height = tiles.height(tile);
-    Tiles<Vecs>::kScore[height](head.key + (key + from) * head.key_stride, head.key_stride, p.query,
-                                head.head_dim, p.score + from * kBq, top);
+    Tiles<Vecs>::kScore[height](head.key + (key + from) * head.key_stride, head.key_stride,
+                                p.strides.key_ahead, p.query + lane, head.head_dim,
+                                p.score + from * kBq + lane, top + lane);
     from += height;
   }
 }
@@ -447,6 +510,7 @@ void compute_scores(const Panel& p, int64_t key, int64_t from, int64_t to, float
 // maximum of what comes out.
 template <int Vecs>
 void finish_scores(const Panel& p, int64_t key, int64_t from, int64_t to, bool hides) {
+  if (from == to) return;
   const AttentionHead& head = p.head;
   float lane_index[kBq];
   for (int r = 0; r < kBq; ++r) lane_index[r] = static_cast<float>(r);
@@ -478,54 +542,51 @@ void finish_scores(const Panel& p, int64_t key, int64_t from, int64_t to, bool h
 
 enum class Visible { kNothing, kSome, kAll };
 
-// Words of a block under a mask, and what they come to.
+// Adds the mask to the words of a block. Keys behind the last one that anybody sees are dropped: they would add
+// nothing, and what padding leaves is often visible to all.
 template <int Vecs>
-Visible look_at_mask(const Panel& p, int64_t key, int64_t keys) {
-  visible_by_position(p, key, 0, keys);
+Visible look_at_mask(const Panel& p, int64_t key, int64_t* keys) {
   if (p.head.mask_kind == MaskKind::kBool) {
-    hide_by_bool_mask(p, key, keys);
+    hide_by_bool_mask(p, key, *keys);
   } else {
-    load_float_mask<Vecs>(p, key, keys);
+    load_float_mask<Vecs>(p, key, *keys);
   }
   const uint32_t all = bit_range(0, p.rows);
-  uint32_t seen_by_some = 0, seen_by_all = all;
-  for (int64_t j = 0; j < keys; ++j) {
-    seen_by_some |= p.visible[j];
-    seen_by_all &= p.visible[j];
-  }
-  if ((seen_by_some & all) == 0) return Visible::kNothing;
+  while (*keys > 0 && (p.visible[*keys - 1] & all) == 0) --*keys;
+  if (*keys == 0) return Visible::kNothing;
+  uint32_t seen_by_all = all;
+  for (int64_t j = 0; j < *keys; ++j) seen_by_all &= p.visible[j];
   return seen_by_all == all ? Visible::kAll : Visible::kSome;
 }
 
 // Final scores of keys [key, key + keys), hidden ones -infinity, and the maximum so far in p.top. Tells how much of
-// the block is visible; where it is kSome, p.visible holds the block's words.
+// the block is visible, and may drop keys at its end; where it is kSome, p.visible holds the block's words.
 template <int Vecs>
-Visible score_block(const Panel& p, int64_t key, int64_t keys) {
+Visible score_block(const Panel& p, int64_t key, int64_t* keys) {
   const AttentionHead& head = p.head;
-  // Every query sees every key of [clear_from, clear_to).
-  int64_t clear_from = smaller(larger(p.low_of(p.rows - 1) - key, 0), keys);
-  int64_t clear_to = larger(smaller(p.high_of(0) - key, keys), clear_from);
-  Visible visible = clear_from == 0 && clear_to == keys ? Visible::kAll : Visible::kSome;
-  if (head.mask_kind != MaskKind::kNone) {
+  // Every query sees every key of [clear_from, clear_to); from `late` on, none of the first register does.
+  int64_t clear_from = smaller(larger(p.low_of(p.rows - 1) - key, 0), *keys);
+  int64_t clear_to = larger(smaller(p.high_of(0) - key, *keys), clear_from);
+  int64_t late = larger(smaller(p.high_of(kLanes - 1) - key, *keys), clear_to);
+  Visible visible = clear_from == 0 && clear_to == *keys ? Visible::kAll : Visible::kSome;
+  const bool masked = head.mask_kind != MaskKind::kNone;
+  if (masked || visible == Visible::kSome) visible_by_position(p, key, *keys, clear_from, clear_to);
+  if (masked) {
     visible = look_at_mask<Vecs>(p, key, keys);
     if (visible == Visible::kNothing) return visible;
-    clear_from = visible == Visible::kAll ? 0 : keys;
-    clear_to = keys;
-  } else if (visible == Visible::kSome) {
-    visible_by_position(p, key, 0, clear_from);
-    for (int64_t j = clear_from; j < clear_to; ++j) p.visible[j] = ~uint32_t{0};
-    visible_by_position(p, key, clear_to, keys);
+    clear_from = visible == Visible::kAll ? 0 : *keys;
+    late = clear_to = *keys;
   }
   const bool changes = head.softcap != 0 || head.slope != 0 || head.mask_kind == MaskKind::kFloat;
-  const auto part = [&](int64_t from, int64_t to, bool hides) {
-    if (from == to) return;
-    // alpha is free until the maximum is known: a place for a maximum that does not count.
-    compute_scores<Vecs>(p, key, from, to, changes || hides ? p.alpha : p.top);
-    if (changes || hides) finish_scores<Vecs>(p, key, from, to, hides);
-  };
-  part(0, clear_from, true);
-  part(clear_from, clear_to, false);
-  part(clear_to, keys, true);
+  // alpha is free until the maximum is known: a place for maxima that do not count.
+  float* top_of_clear = changes ? p.alpha : p.top;
+  compute_scores<Vecs>(p, key, 0, clear_from, 0, p.alpha);
+  compute_scores<Vecs>(p, key, clear_from, clear_to, 0, top_of_clear);
+  compute_scores<Vecs>(p, key, clear_to, late, 0, p.alpha);
+  if (Vecs == 2) compute_scores<1>(p, key, late, *keys, kLanes, p.alpha);
+  finish_scores<Vecs>(p, key, 0, clear_from, true);
+  if (changes) finish_scores<Vecs>(p, key, clear_from, clear_to, false);
+  finish_scores<Vecs>(p, key, clear_to, *keys, true);
   return visible;
 }
 
@@ -586,18 +647,19 @@ void add_values(const Panel& p, const float* shift, int64_t key, int64_t keys, b
   const float* values = head.value + key * head.value_stride;
   int64_t row = 0;
   if (head.value_dim >= kWeighRows) {
-    weigh_tile<Vecs>(values, head.value_stride, p.score, keys, shift, p.alpha, first, p.sum, p.out);
+    weigh_tile<Vecs>(values, head.value_stride, p.strides.value_ahead, p.score, keys, shift, p.alpha, first,
+                     p.sum, p.out);
     row = kWeighRows;
   } else {
     weigh_scores<Vecs>(p, shift, keys);
   }
   if (row == head.value_dim) return;
-  const EvenTiles tiles(head.value_dim - row);
+  const EvenTiles tiles(head.value_dim - row, kTileRows);
   for (int64_t tile = 0; tile < tiles.count; ++tile) {
     p.fetch->step();
     const int64_t height = tiles.height(tile);
-    Tiles<Vecs>::kOutput[height](values + row, head.value_stride, p.score, keys, first ? nullptr : p.alpha,
-                                 p.out + row * kBq);
+    Tiles<Vecs>::kOutput[height](values + row, head.value_stride, p.strides.value_ahead, p.score, keys,
+                                 first ? nullptr : p.alpha, p.out + row * kBq);
     row += height;
   }
 }
@@ -655,11 +717,11 @@ void write_weights(const Panel& p) {
   for (int v = 0; v < Vecs; ++v) Vec::set1(1.0f).store(ones + v * kLanes);
   for (int64_t block = p.key_low / kBk * kBk; block < p.key_high; block += kBk) {
     const int64_t key = larger(block, p.key_low);
-    const int64_t keys = smaller(block + kBk, p.key_high) - key;
+    int64_t keys = smaller(block + kBk, p.key_high) - key;
     // Where each score is 0 nothing has been seen; alpha stays as write_output left it.
     float inverse[kBq];
     for (int v = 0; v < Vecs; ++v) Vec::load(p.alpha + v * kLanes).store(inverse + v * kLanes);
-    const Visible visible = score_block<Vecs>(p, key, keys);
+    const Visible visible = score_block<Vecs>(p, key, &keys);
     for (int v = 0; v < Vecs; ++v) Vec::load(inverse + v * kLanes).store(p.alpha + v * kLanes);
     if (visible == Visible::kNothing) continue;
     FASTMHA_UNROLL
@@ -693,8 +755,8 @@ bool attend(const Panel& p, bool careful) {
   bool hides = false, first = true;
   for (int64_t block = p.key_low / kBk * kBk; block < p.key_high; block += kBk) {
     const int64_t key = larger(block, p.key_low);
-    const int64_t keys = smaller(block + kBk, p.key_high) - key;
-    const Visible visible = score_block<Vecs>(p, key, keys);
+    int64_t keys = smaller(block + kBk, p.key_high) - key;
+    const Visible visible = score_block<Vecs>(p, key, &keys);
     if (visible == Visible::kNothing) continue;
     hides = hides || visible == Visible::kSome;
     float shift[kBq];
@@ -732,8 +794,7 @@ bool output_is_number(const Panel& p) {
 template <int Vecs>
 void run_panel(const Panel& p) {
   const AttentionHead& head = p.head;
-  transpose_in<Vecs>(head.query + p.first * head.query_stride, head.query_stride, p.rows, head.head_dim,
-                     head.scale, p.query);
+  load_queries<Vecs>(p);
   // What hidden values hold matters rarely. To look for it afterwards, in the output, costs next to nothing; scanning
   // the values of each block that hides a key cost up to 10%.
   if (attend<Vecs>(p, false) && !output_is_number<Vecs>(p)) attend<Vecs>(p, true);

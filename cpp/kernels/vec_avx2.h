@@ -86,6 +86,12 @@ FASTMHA_INLINE float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
+// Bit i: whether byte i of 32 is not 0.
+FASTMHA_INLINE uint32_t nonzero_bytes(const uint8_t* p) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return ~static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
+}
+
 // Row i, lane j <-> row j, lane i. Three rounds: pairs of floats, pairs of doubles, 128-bit halves.
 FASTMHA_INLINE void transpose(Vec (&rows)[8]) {
   __m256 a[8], b[8];

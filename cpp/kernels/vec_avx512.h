@@ -75,6 +75,12 @@ FASTMHA_INLINE float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
+// Bit i: whether byte i of 32 is not 0.
+FASTMHA_INLINE uint32_t nonzero_bytes(const uint8_t* p) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm256_test_epi8_mask(bytes, bytes);
+}
+
 // Row i, lane j <-> row j, lane i. Four rounds: pairs of floats, pairs of doubles, 128-bit quarters twice.
 FASTMHA_INLINE void transpose(Vec (&rows)[16]) {
   __m512 a[16], b[16];

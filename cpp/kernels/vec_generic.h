@@ -98,6 +98,13 @@ FASTMHA_INLINE float reduce_max(Vec a) {
   return low > high ? low : high;
 }
 
+// Bit i: whether byte i of 32 is not 0.
+FASTMHA_INLINE uint32_t nonzero_bytes(const uint8_t* p) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(p[i] != 0) << i;
+  return bits;
+}
+
 // Row i, lane j <-> row j, lane i.
 FASTMHA_INLINE void transpose(Vec (&rows)[4]) {
   const Float4 a = rows[0].reg, b = rows[1].reg, c = rows[2].reg, d = rows[3].reg;
