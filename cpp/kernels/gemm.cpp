@@ -39,8 +39,22 @@ constexpr int panels_for(int rows) {
 
 constexpr int kMaxTile = kMr * kNr > kMaxPanels * 3 * kNr ? kMr * kNr : kMaxPanels * 3 * kNr;
 
+// One register tile's operands and where its result goes.
+struct Tile {
+  const float* x;       // (rows, depth)
+  const float* weight;  // the first of its panels
+  bool fresh;           // the weights have not been used before in this block: they come from L3 or memory
+  const float* bias;
+  float floor;  // what a result is at least: 0 is relu, -infinity nothing
+  const float* residual;
+  int64_t residual_stride;
+  float* out;
+  int64_t out_stride;
+  float* totals;  // room for a tile
+};
+
 // Sums over one depth block, from zero.
-template <int Rows, int Panels>
+template <int Rows, int Panels, bool Fresh>
 FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, int64_t panel_stride,
                              int64_t depth, Vec (&sum)[Rows][Panels * kPanelVecs]) {
   FASTMHA_UNROLL
@@ -60,53 +74,99 @@ FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, i
       FASTMHA_UNROLL
       for (int v = 0; v < Panels * kPanelVecs; ++v) sum[row][v] = fma(value, weight[v], sum[row][v]);
     }
-    FASTMHA_UNROLL
-    for (int line = 0; line < Panels * kPanelLines; ++line) {
-      __builtin_prefetch(w + line / kPanelLines * panel_stride + kPrefetch * kNr +
-                         line % kPanelLines * kLine);
+    if constexpr (Fresh) {
+      FASTMHA_UNROLL
+      for (int line = 0; line < Panels * kPanelLines; ++line) {
+        __builtin_prefetch(w + line / kPanelLines * panel_stride + kPrefetch * kNr +
+                           line % kPanelLines * kLine);
+      }
     }
     w += kNr;
     ++x;
   }
 }
 
-// tile <- x W^T over the whole depth. The running totals wait in the tile, in L1, while a block is summed: an
-// addition per kDepthBlock FMAs.
+// What a tile's sums become on their way out. Loops over registers are written out, or GCC keeps them in memory.
+template <int Rows, int kVecs>
+FASTMHA_INLINE void add_totals(const float* totals, Vec (&sum)[Rows][kVecs]) {
+  FASTMHA_UNROLL
+  for (int row = 0; row < Rows; ++row) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      sum[row][v] = Vec::load(totals + (row * kVecs + v) * Vec::kLanes) + sum[row][v];
+    }
+  }
+}
+
+template <int Rows, int kVecs>
+FASTMHA_INLINE void add_rows(const float* from, int64_t stride, Vec (&sum)[Rows][kVecs]) {
+  FASTMHA_UNROLL
+  for (int row = 0; row < Rows; ++row) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      sum[row][v] = sum[row][v] + Vec::load(from + row * stride + v * Vec::kLanes);
+    }
+  }
+}
+
+template <int Rows, int kVecs>
+FASTMHA_INLINE void store_rows(const Vec (&sum)[Rows][kVecs], float* to, int64_t stride) {
+  FASTMHA_UNROLL
+  for (int row = 0; row < Rows; ++row) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < kVecs; ++v) sum[row][v].store(to + row * stride + v * Vec::kLanes);
+  }
+}
+
+// out <- max(x W^T + bias, floor) + residual over the whole depth. The running totals wait in L1 while a block
+// is summed: an addition per kDepthBlock FMAs.
 template <int Rows, int Panels>
-void multiply_blocks(const GemmBlock& block, const float* x, const float* w, float* tile) {
+void run_tile(const GemmBlock& block, const Tile& tile) {
   constexpr int kVecs = Panels * kPanelVecs;
   const int64_t panel_stride = block.depth * kNr;
-  int64_t done = 0;
-  do {
+  for (int64_t done = 0;;) {
     const int64_t depth = block.depth - done < kDepthBlock ? block.depth - done : kDepthBlock;
+    const float* x = tile.x + done;
+    const float* w = tile.weight + done * kNr;
     Vec sum[Rows][kVecs];
-    multiply<Rows, Panels>(x + done, block.x_stride, w + done * kNr, panel_stride, depth, sum);
+    if (Panels > 1 || tile.fresh) {
+      multiply<Rows, Panels, true>(x, block.x_stride, w, panel_stride, depth, sum);
+    } else {
+      multiply<Rows, Panels, false>(x, block.x_stride, w, panel_stride, depth, sum);
+    }
+    if (done > 0) add_totals(tile.totals, sum);
+    done += depth;
+    if (done < block.depth) {
+      store_rows(sum, tile.totals, kVecs * Vec::kLanes);
+      continue;
+    }
+    const Vec floor = Vec::set1(tile.floor);
     FASTMHA_UNROLL
     for (int row = 0; row < Rows; ++row) {
       FASTMHA_UNROLL
       for (int v = 0; v < kVecs; ++v) {
-        float* total = tile + (row * kVecs + v) * Vec::kLanes;
-        (done == 0 ? sum[row][v] : Vec::load(total) + sum[row][v]).store(total);
+        sum[row][v] = max(floor, sum[row][v] + Vec::load(tile.bias + v * Vec::kLanes));
       }
     }
-    done += depth;
-  } while (done < block.depth);
+    if (tile.residual != nullptr) add_rows(tile.residual, tile.residual_stride, sum);
+    store_rows(sum, tile.out, tile.out_stride);
+    return;
+  }
 }
 
-// out <- activation(tile + bias) + residual for `rows` rows of `columns` columns.
+// out <- activation(sum) + residual for `rows` rows of `columns` columns, sum with the bias in it.
 template <Activation F>
-void finish(const GemmBlock& block, const float* tile, int64_t tile_stride, int64_t rows, int64_t first_row,
+void finish(const GemmBlock& block, const float* sums, int64_t sums_stride, int64_t rows, int64_t first_row,
             int64_t first_column, int64_t columns) {
   for (int64_t row = 0; row < rows; ++row) {
     float* out = block.out + (first_row + row) * block.out_stride + first_column;
     const float* residual = block.residual == nullptr
                                 ? nullptr
                                 : block.residual + (first_row + row) * block.residual_stride + first_column;
-    const float* total = tile + row * tile_stride;
+    const float* sum = sums + row * sums_stride;
     for (int64_t column = 0; column < columns; column += Vec::kLanes) {
       const int64_t rest = columns - column;
-      const Vec sum = Vec::load(total + column) + Vec::load(block.bias + first_column + column);
-      Vec result = activate<F>(sum);
+      Vec result = activate<F>(Vec::load(sum + column));
       if (rest >= Vec::kLanes) {
         if (residual != nullptr) result = result + Vec::load(residual + column);
         result.store(out + column);
@@ -121,34 +181,34 @@ void finish(const GemmBlock& block, const float* tile, int64_t tile_stride, int6
 
 using Finish = void (*)(const GemmBlock&, const float*, int64_t, int64_t, int64_t, int64_t, int64_t);
 
+// For the activations that a tile does not do by itself.
 Finish finish_for(Activation activation) {
   switch (activation) {
-    case Activation::kRelu:
-      return finish<Activation::kRelu>;
     case Activation::kGelu:
       return finish<Activation::kGelu>;
     case Activation::kGeluTanh:
       return finish<Activation::kGeluTanh>;
     case Activation::kSilu:
       return finish<Activation::kSilu>;
+    case Activation::kRelu:
     case Activation::kNone:
       break;
   }
   return finish<Activation::kNone>;
 }
 
-using Multiply = void (*)(const GemmBlock&, const float* x, const float* w, float* tile);
+using RunTile = void (*)(const GemmBlock&, const Tile&);
 
 // Kernels by height, [height - 1]: for one panel, and for as many as fit side by side.
 struct Kernels {
-  Multiply narrow[kMr];
-  Multiply wide[kMr];
+  RunTile narrow[kMr];
+  RunTile wide[kMr];
 };
 
 template <int Rows>
 constexpr void fill(Kernels& kernels) {
-  kernels.narrow[Rows - 1] = multiply_blocks<Rows, 1>;
-  kernels.wide[Rows - 1] = multiply_blocks<Rows, panels_for(Rows)>;
+  kernels.narrow[Rows - 1] = run_tile<Rows, 1>;
+  kernels.wide[Rows - 1] = run_tile<Rows, panels_for(Rows)>;
   if constexpr (Rows > 1) fill<Rows - 1>(kernels);
 }
 
@@ -168,16 +228,35 @@ int panels(int64_t rows) { return panels_for(static_cast<int>(rows < kMr ? rows 
 constexpr int64_t kGroupFloats = 128 << 10;
 
 // Rows [row, row + height) of columns [first, last).
-void run_tile(const GemmBlock& block, Finish finish, int64_t row, int64_t height, int64_t first, int64_t last,
-              int64_t wide) {
-  alignas(64) float tile[kMaxTile];
-  const float* x = block.x + row * block.x_stride;
+void run_row(const GemmBlock& block, Finish finish, int64_t row, int64_t height, int64_t first, int64_t last,
+             int64_t wide, bool fresh) {
+  alignas(64) float totals[kMaxTile];
+  const bool simple = block.activation == Activation::kNone || block.activation == Activation::kRelu;
+  Tile tile;
+  tile.x = block.x + row * block.x_stride;
+  tile.fresh = fresh;
+  tile.floor = block.activation == Activation::kRelu ? 0.0f : -__builtin_inff();
+  tile.residual_stride = block.residual_stride;
+  tile.totals = totals;
   for (int64_t column = first; column < last;) {
     const int64_t width = last - column > (wide - 1) * kNr ? wide : 1;
-    const Multiply kernel = width == 1 ? kKernels.narrow[height - 1] : kKernels.wide[height - 1];
-    kernel(block, x, block.weight + column * block.depth, tile);
     const int64_t columns = last - column < width * kNr ? last - column : width * kNr;
-    finish(block, tile, width * kNr, height, row, column, columns);
+    const RunTile kernel = width == 1 ? kKernels.narrow[height - 1] : kKernels.wide[height - 1];
+    tile.weight = block.weight + column * block.depth;
+    tile.bias = block.bias + column;
+    if (simple && columns == width * kNr) {
+      tile.out = block.out + row * block.out_stride + column;
+      tile.out_stride = block.out_stride;
+      tile.residual =
+          block.residual == nullptr ? nullptr : block.residual + row * block.residual_stride + column;
+      kernel(block, tile);
+    } else {
+      tile.out = totals;
+      tile.out_stride = width * kNr;
+      tile.residual = nullptr;
+      kernel(block, tile);
+      finish(block, totals, width * kNr, height, row, column, columns);
+    }
     column += columns;
   }
 }
@@ -193,7 +272,7 @@ void run_block(const GemmBlock& block) {
     const int64_t last = block.columns - first < group ? block.columns : first + group;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = i * block.rows / tiles;
-      run_tile(block, finish, row, (i + 1) * block.rows / tiles - row, first, last, wide);
+      run_row(block, finish, row, (i + 1) * block.rows / tiles - row, first, last, wide, i == 0);
     }
   }
 }

@@ -2,8 +2,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 
 #include "parallel.h"
+
+#if defined(__unix__)
+#include <unistd.h>
+#endif
 
 namespace fastmha {
 namespace {
@@ -13,8 +18,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // A row block of x is read once per panel of the task and should stay in L2 (1 to 2 MiB on current servers,
 // shared with the panel and the output).
 constexpr int64_t kRowBlockBytes = 512 << 10;
-// Past this many rows the weights of a panel are reused often enough that more rows gain nothing.
-constexpr int64_t kMaxRowBlock = 168;
+// Past this many rows the weights of a panel are reused often enough that more rows gain nothing. Half as many
+// and twice as many are within the noise; low blocks leave less of a rest at the end, when the other threads
+// are done.
+constexpr int64_t kMaxRowBlock = 84;
 // Tasks per thread that even out cores of unequal speed, as long as a task is not so short that sharing it
 // out shows.
 constexpr int64_t kTasksPerThread = 8;
@@ -22,11 +29,47 @@ constexpr double kShortestTask = 10e3;  // ns
 // Weights that are used once come from memory or a cache at about this rate, bytes per ns and core.
 constexpr double kStreamBytes = 20;
 
-// Rows a multiple of 4 KiB apart (2 KiB: every other one) compete for one set of the L1 cache, 8 or 12 lines
-// for all rows of a tile plus the weights. Low tiles fit.
+// Ways of the L1 cache: 12 on current servers, 8 before.
+int64_t cache_ways() {
+#if defined(_SC_LEVEL1_DCACHE_ASSOC)
+  static const int64_t ways = sysconf(_SC_LEVEL1_DCACHE_ASSOC);
+  if (ways > 0) return ways;
+#endif
+  return 8;
+}
+
+// Rows a multiple of 4 KiB apart compete for one set of the L1 cache (each of its ways holds 4 KiB), rows 2 KiB
+// apart for two. The weights that stream through need a few lines of every set as well. 14 rows of 4 KiB in 12
+// ways cost 5 points of peak.
 bool rows_alias(int64_t x_stride, int64_t tile_rows) {
-  return tile_rows > 6 && x_stride != 0 &&
-         (std::abs(x_stride) * static_cast<int64_t>(sizeof(float))) % 2048 == 0;
+  constexpr int64_t kWay = 4096;
+  constexpr int64_t kForWeights = 4;
+  if (x_stride == 0) return false;
+  const int64_t sets = kWay / std::gcd(kWay, std::abs(x_stride) * static_cast<int64_t>(sizeof(float)));
+  return ceil_div(tile_rows, sets) + kForWeights > cache_ways();
+}
+
+// The work of the busiest thread, in tiles: tasks are taken one by one, the largest first for all we know.
+int64_t longest_share(int64_t row_tiles, int64_t row_blocks, int64_t groups, int64_t column_blocks,
+                      int64_t threads) {
+  return ceil_div(row_blocks * column_blocks, threads) * ceil_div(row_tiles, row_blocks) *
+         ceil_div(groups, column_blocks);
+}
+
+// Near `wanted`, half to twice as many, how often to cut the groups so that threads end together.
+int64_t even_column_blocks(int64_t row_tiles, int64_t row_blocks, int64_t groups, int64_t wanted,
+                           int64_t threads) {
+  wanted = std::min(groups, wanted);
+  int64_t best = wanted;
+  int64_t best_share = longest_share(row_tiles, row_blocks, groups, wanted, threads);
+  for (int64_t blocks = (wanted + 1) / 2; blocks <= std::min(groups, 2 * wanted); ++blocks) {
+    const int64_t share = longest_share(row_tiles, row_blocks, groups, blocks, threads);
+    if (share < best_share || (share == best_share && std::abs(blocks - wanted) < std::abs(best - wanted))) {
+      best = blocks;
+      best_share = share;
+    }
+  }
+  return best;
 }
 
 }  // namespace
@@ -68,20 +111,27 @@ LinearPlan plan_linear(const GemmKernels& kernels, int64_t rows, int64_t x_strid
   const int64_t fitting =
       kRowBlockBytes / (std::max<int64_t>(depth, 1) * static_cast<int64_t>(sizeof(float)));
   const int64_t block = std::max<int64_t>(1, std::min(kMaxRowBlock, fitting) / kernels.mr) * kernels.mr;
+  const int64_t row_tiles = ceil_div(rows, kernels.mr);
   plan.row_blocks = ceil_div(rows, block);
   plan.column_blocks = 1;
   if (plan.threads > 1) {
     const int64_t most = std::max<int64_t>(plan.threads, static_cast<int64_t>(nanoseconds / kShortestTask));
     const int64_t wanted = std::min(plan.threads * kTasksPerThread, most);
-    if (plan.row_blocks < wanted) plan.column_blocks = std::min(groups, ceil_div(wanted, plan.row_blocks));
-    // Few columns: more, lower row blocks.
-    if (plan.tasks() < wanted) {
-      plan.row_blocks = std::min(ceil_div(rows, kernels.mr), ceil_div(wanted, plan.column_blocks));
+    if (plan.row_blocks < wanted) {
+      plan.column_blocks = even_column_blocks(row_tiles, plan.row_blocks, groups,
+                                              ceil_div(wanted, plan.row_blocks), plan.threads);
     }
+    // Few columns: more, lower row blocks.
+    if (2 * plan.tasks() < wanted) plan.row_blocks = ceil_div(wanted, plan.column_blocks);
+    // As many for each thread.
+    if (plan.column_blocks % plan.threads != 0) {
+      plan.row_blocks = ceil_div(plan.row_blocks, plan.threads) * plan.threads;
+    }
+    plan.row_blocks = std::min(row_tiles, plan.row_blocks);
   }
 
-  // The copy brings the rows into L2, where they are needed anyway. It made no difference here (12-way L1);
-  // with 8 ways rows 4 KiB apart cost a third of the speed. Few panels would not pay for it.
+  // The copy brings the rows into L2, where they are needed anyway; few panels would not pay for it. Without need it
+  // costs 2 points of peak (5120 x 512 -> 512).
   const int64_t tile_rows = std::min<int64_t>(ceil_div(rows, plan.row_blocks), kernels.mr);
   if (groups / plan.column_blocks >= 8 && rows_alias(x_stride, tile_rows)) {
     constexpr int64_t line = 16;
