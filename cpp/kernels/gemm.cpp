@@ -29,10 +29,12 @@ constexpr int kMr = Vec::kRegisters == 32 ? 14 : 6;
 // read bandwidth (1 and 2 rows; 4 panels: 86 to 92%). Narrower vectors need more FMAs per byte: 2 rows reach 82% with 3
 // panels, 76% with 2.
 constexpr int kMaxPanels = Vec::kRegisters == 32 ? 2 : 3;
-// Depth steps by which the weights are asked for ahead of use, one cache line per vector at most: 3 KiB of a
-// panel, some 300 cycles in a full tile. Without it a weight that comes from L3 or memory costs 5 points of
-// peak, 20 in tiles of 12 rows.
-constexpr int64_t kPrefetch = 24;
+// Depth steps by which the weights are asked for ahead of use, one cache line per vector at most. Near: 3 KiB of a
+// panel, some 300 cycles in a full tile; without it a weight that comes from L3 costs 5 points of peak, 20 in tiles of
+// 12 rows, and with 64 steps one row reads L3 at 92% instead of 100% of its speed. Far: for weights that come from
+// memory; 4 rows on AVX2 read it at 93%, near at 80%.
+constexpr int64_t kNear = 24;
+constexpr int64_t kFar = 96;
 
 constexpr int panels_for(int rows) {
   const int fit = Vec::kRegisters * 3 / 4 / (kPanelVecs * rows);
@@ -59,10 +61,10 @@ struct Tile {
   int64_t next_to;
 };
 
-// Sums over one depth block, from zero.
+// Sums over one depth block, from zero. Fresh weights are asked for `ahead` floats before their turn.
 template <int Rows, int Panels, bool Fresh>
 FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, int64_t panel_stride,
-                             int64_t depth, Vec (&sum)[Rows][Panels * kPanelVecs]) {
+                             int64_t depth, int64_t ahead, Vec (&sum)[Rows][Panels * kPanelVecs]) {
   FASTMHA_UNROLL
   for (int row = 0; row < Rows; ++row) {
     FASTMHA_UNROLL
@@ -83,8 +85,7 @@ FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, i
     if constexpr (Fresh) {
       FASTMHA_UNROLL
       for (int line = 0; line < Panels * kPanelLines; ++line) {
-        __builtin_prefetch(w + line / kPanelLines * panel_stride + kPrefetch * kNr +
-                           line % kPanelLines * kLine);
+        __builtin_prefetch(w + line / kPanelLines * panel_stride + ahead + line % kPanelLines * kLine);
       }
     }
     w += kNr;
@@ -152,6 +153,7 @@ template <int Rows, int Panels>
 void run_tile(const GemmBlock& block, const Tile& tile) {
   constexpr int kVecs = Panels * kPanelVecs;
   const int64_t panel_stride = block.depth * kNr;
+  const int64_t ahead = (block.far_weight ? kFar : kNear) * kNr;
   for (int64_t done = 0;;) {
     const int64_t depth = block.depth - done < kDepthBlock ? block.depth - done : kDepthBlock;
     const float* x = tile.x + done;
@@ -160,9 +162,9 @@ void run_tile(const GemmBlock& block, const Tile& tile) {
     prefetch_ahead<Rows, kVecs>(block, tile, done, last);
     Vec sum[Rows][kVecs];
     if (Panels > 1 || tile.fresh) {
-      multiply<Rows, Panels, true>(x, block.x_stride, w, panel_stride, depth, sum);
+      multiply<Rows, Panels, true>(x, block.x_stride, w, panel_stride, depth, ahead, sum);
     } else {
-      multiply<Rows, Panels, false>(x, block.x_stride, w, panel_stride, depth, sum);
+      multiply<Rows, Panels, false>(x, block.x_stride, w, panel_stride, depth, ahead, sum);
     }
     if (done > 0) add_totals(tile.totals, sum);
     if (!last) {

@@ -24,6 +24,7 @@ struct GemmBlock {
   int64_t depth = 0;
   bool fresh_rows = false;          // a hint: x is read for the first time and from far away
   const float* weight = nullptr;    // the panel of the first column
+  bool far_weight = false;          // a hint: it comes from memory
   const float* bias = nullptr;      // for whole panels: zeros in the padding and where the layer has none
   const float* residual = nullptr;  // or null
   int64_t residual_stride = 0;

@@ -22,6 +22,9 @@ struct PackedLinear::State {
 
 namespace {
 
+// Larger weights find no room in L3 (32 MiB and more on servers, shared) among everything else that a model reads.
+constexpr size_t kCachedBytes = size_t{24} << 20;
+
 void check_weight(const ConstView& weight, const ConstView& bias) {
   const char* op = "PackedLinear";
   FASTMHA_CHECK(weight.rank == 2, op, ": weight must have 2 axes (out_features, in_features), got shape ",
@@ -78,6 +81,7 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
     block.rows = part.rows;
     block.depth = weight.in_features();
     block.fresh_rows = plan.column_blocks == 1 && plan.copied_stride == 0;
+    block.far_weight = weight.nbytes() > kCachedBytes;
     block.weight = weight.panel(part.column / kernels.nr);
     block.bias = weight.bias() + part.column;
     if (!residual.empty()) {
