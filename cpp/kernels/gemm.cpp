@@ -24,15 +24,15 @@ constexpr int kPanelLines = (kNr + kLine - 1) / kLine;
 // 32 registers: 28 sums + 2 weights + 1 broadcast. 16 registers: 12 + 2 + 1. Two vectors wide and as high as
 // fits loads least per FMA: (mr + 2) loads for 2 mr FMAs.
 constexpr int kMr = Vec::kRegisters == 32 ? 14 : 6;
-// FMA latency 4 x 2 per cycle: eight sums keep the units busy, but few rows wait for their weights, and the fewer
-// streams the better the hardware prefetcher follows. With 32 registers 2 panels come from L3 at 97 to 100% of the
-// read bandwidth (1 and 2 rows; 4 panels: 86 to 92%). Narrower vectors need more FMAs per byte: 2 rows reach 82% with 3
-// panels, 76% with 2.
+// FMA latency 4 x 2 per cycle: eight sums keep the units busy, but few rows wait for their weights, and the
+// fewer streams the better the hardware prefetcher follows. With 32 registers 2 panels come from L3 at 97 to
+// 100% of the read bandwidth (1 and 2 rows; 4 panels: 86 to 92%). Narrower vectors need more FMAs per byte: 2
+// rows reach 82% with 3 panels, 76% with 2.
 constexpr int kMaxPanels = Vec::kRegisters == 32 ? 2 : 3;
-// Depth steps by which the weights are asked for ahead of use, one cache line per vector at most. Near: 3 KiB of a
-// panel, some 300 cycles in a full tile; without it a weight that comes from L3 costs 5 points of peak, 20 in tiles of
-// 12 rows, and with 64 steps one row reads L3 at 92% instead of 100% of its speed. Far: for weights that come from
-// memory; 4 rows on AVX2 read it at 93%, near at 80%.
+// Depth steps by which the weights are asked for ahead of use, one cache line per vector at most. Near: 3 KiB
+// of a panel, some 300 cycles in a full tile; without it a weight that comes from L3 costs 5 points of peak,
+// 20 in tiles of 12 rows, and with 64 steps one row reads L3 at 92% instead of 100% of its speed. Far: for
+// weights that come from memory; 4 rows on AVX2 read it at 93%, near at 80%.
 constexpr int64_t kNear = 24;
 constexpr int64_t kFar = 96;
 
@@ -93,7 +93,8 @@ FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, i
   }
 }
 
-// What a tile's sums become on their way out. Loops over registers are written out, or GCC keeps them in memory.
+// What a tile's sums become on their way out. Loops over registers are written out, or GCC keeps them in
+// memory.
 template <int Rows, int kVecs>
 FASTMHA_INLINE void add_totals(const float* totals, Vec (&sum)[Rows][kVecs]) {
   FASTMHA_UNROLL
@@ -125,10 +126,10 @@ FASTMHA_INLINE void store_rows(const Vec (&sum)[Rows][kVecs], float* to, int64_t
   }
 }
 
-// Asks for what comes after this depth block: the rows of the next tile, which come from memory or L3 in as many
-// streams as there are rows, more than the hardware prefetcher follows; at the end the lines of out and residual.
-// 5120 x 512 -> 512 gains 1 to 2 points of peak by each; with a residual, 31 MB in all, 79 -> 84%. Rows that are in L2
-// already (128 x 768 -> 768) lose 2 points by the first.
+// Asks for what comes after this depth block: the rows of the next tile, which come from memory or L3 in as
+// many streams as there are rows, more than the hardware prefetcher follows; at the end the lines of out and
+// residual. 5120 x 512 -> 512 gains 1 to 2 points of peak by each; with a residual, 31 MB in all, 79 -> 84%.
+// Rows that are in L2 already (128 x 768 -> 768) lose 2 points by the first.
 template <int Rows, int kVecs>
 FASTMHA_INLINE void prefetch_ahead(const GemmBlock& block, const Tile& tile, int64_t done, bool last) {
   if (tile.next_x != nullptr) {
@@ -147,8 +148,8 @@ FASTMHA_INLINE void prefetch_ahead(const GemmBlock& block, const Tile& tile, int
   }
 }
 
-// out <- max(x W^T + bias, floor) + residual over the whole depth. The running totals wait in L1 while a block
-// is summed: an addition per kDepthBlock FMAs.
+// out <- max(x W^T + bias, floor) + residual over the whole depth. The running totals wait in L1 while a
+// block is summed: an addition per kDepthBlock FMAs.
 template <int Rows, int Panels>
 void run_tile(const GemmBlock& block, const Tile& tile) {
   constexpr int kVecs = Panels * kPanelVecs;

@@ -22,7 +22,8 @@ struct PackedLinear::State {
 
 namespace {
 
-// Larger weights find no room in L3 (32 MiB and more on servers, shared) among everything else that a model reads.
+// Larger weights find no room in L3 (32 MiB and more on servers, shared) among everything else that a model
+// reads.
 constexpr size_t kCachedBytes = size_t{24} << 20;
 
 void check_weight(const ConstView& weight, const ConstView& bias) {
@@ -73,7 +74,8 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
       plan_linear(kernels, x.shape[0], x.strides[0], weight.in_features(), weight.out_features());
   if (plan.tasks() == 0) return;
   const Workspace scratch(plan.threads, plan.scratch_bytes());
-  const auto run_task = [&](int64_t task, int thread) {
+  // The same threads come to the same weights and rows in every call.
+  parallel_for_ranges(plan.tasks(), plan.threads, [&](int64_t task, int thread) {
     const LinearTask part = plan.task(task);
     GemmBlock block;
     block.x = x.data + part.row * x.strides[0];
@@ -102,13 +104,7 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
       block.x_stride = plan.copied_stride;
     }
     kernels.block(block);
-  };
-  // Few rows are as fast as their weights arrive.
-  if (x.shape[0] <= kernels.mr) {
-    parallel_for_ranges(plan.tasks(), plan.threads, run_task);
-  } else {
-    parallel_for(plan.tasks(), plan.threads, run_task);
-  }
+  });
 }
 
 PackedLinear::PackedLinear(const ConstView& weight, const ConstView& bias, Activation activation) {

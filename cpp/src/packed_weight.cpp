@@ -79,8 +79,9 @@ PackedWeight::PackedWeight(const GemmKernels& kernels, const ConstView& weight, 
   float* data = panels_.get();
   const int64_t panel_floats = kernels.nr * in_features_;
   const int threads = threads_for(panels(), copy_nanoseconds(panels() * panel_floats));
-  // Pages come to lie on the NUMA node of the thread that writes them first; a product of few rows, which reads every
-  // weight once, shares the panels out in the same way.
+  // Pages come to lie on the NUMA node of the thread that writes them first; a product of few rows, which
+  // reads every weight once, shares the panels out in the same way. Many rows read all of them from every
+  // thread.
   parallel_for_ranges(panels(), threads, [&](int64_t panel, int) {
     pack_panel(weight, panel * kernels.nr, kernels.nr, data + panel * panel_floats);
   });

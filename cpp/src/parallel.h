@@ -10,8 +10,9 @@ namespace fastmha {
 // 1 us, one after a millisecond of serial work 4 us and more.
 inline constexpr double kSerialNanoseconds = 20e3;
 
-// Threads worth using for `tasks` independent pieces that take `nanoseconds` in all on one thread. 1 inside another
-// parallel region and in the child of a fork (the OpenMP pool, ours or another library's, does not survive it).
+// Threads worth using for `tasks` independent pieces that take `nanoseconds` in all on one thread. 1 inside
+// another parallel region and in the child of a fork (the OpenMP pool, ours or another library's, does not
+// survive it).
 int threads_for(int64_t tasks, double nanoseconds);
 
 using TaskFunction = void (*)(void* context, int64_t task, int thread);
@@ -29,10 +30,10 @@ void parallel_for(int64_t tasks, int threads, Body&& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// The same, but thread t of n begins with tasks [t * tasks / n, (t + 1) * tasks / n), in order, and helps the others
-// when it is done. For tasks that read a weight once, from front to back: what a core has in its caches and on its
-// NUMA node since the last call is what it reads again, and the hardware prefetcher follows from task to task (9 MB in
-// L3: 4 to 9% faster than tasks taken in turn).
+// The same, but thread t of n begins with tasks [t * tasks / n, (t + 1) * tasks / n), in order, and helps the
+// others when it is done. Call after call a thread comes to the same data, which may be in its caches and on
+// its NUMA node, and the hardware prefetcher follows from task to task: a weight of 9 MB in L3 is read 4 to
+// 9% faster than by tasks in turn, 128 x 768 -> 768 gains half a point of peak.
 template <class Body>
 void parallel_for_ranges(int64_t tasks, int threads, Body&& body) {
   using Plain = std::remove_reference_t<Body>;

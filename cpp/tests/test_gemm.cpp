@@ -1,5 +1,6 @@
 // Linear layers: every kernel table against double precision, and bit for bit against itself.
 #include <algorithm>
+#include <atomic>
 #include <thread>
 
 #include "fastmha/linear.h"
@@ -7,6 +8,7 @@
 #include "src/isa.h"
 #include "src/linear_plan.h"
 #include "src/packed_weight.h"
+#include "src/parallel.h"
 #include "tests/test.h"
 
 using namespace fastmha;
@@ -211,6 +213,59 @@ TEST(plans_cover_every_element_once) {
     }
   }
   set_num_threads(2);
+}
+
+TEST(ranges_run_every_task_once) {
+  for (int threads : {1, 2, 3, 7}) {
+    for (int64_t tasks : {0, 1, 2, 3, 8, 100, 301}) {
+      std::vector<std::atomic<int>> hits(tasks);
+      std::atomic<bool> threads_in_range{true};
+      parallel_for_ranges(tasks, threads, [&](int64_t task, int thread) {
+        ++hits[task];
+        if (thread < 0 || thread >= threads) threads_in_range = false;
+      });
+      for (int64_t task = 0; task < tasks; ++task) {
+        CHECK(hits[task] == 1, "task ", task, " of ", tasks, " on ", threads, " threads ran ",
+              hits[task].load(), " times");
+      }
+      CHECK(threads_in_range, tasks, " tasks on ", threads, " threads");
+    }
+  }
+}
+
+// 24 panels for two threads: 16 column blocks would be of one panel and of two.
+TEST(threads_get_equal_shares) {
+  set_num_threads(2);
+  for (const Isa* isa : runnable_isas()) {
+    const LinearPlan plan = plan_linear(*isa->gemm, 10 * isa->gemm->mr, 768, 768, 24 * isa->gemm->nr);
+    CHECK(plan.threads == 2 && plan.tasks() % 2 == 0, isa->gemm->name, ": ", plan.tasks(), " tasks");
+    for (int64_t i = 0; i < plan.tasks(); ++i) {
+      CHECK(plan.task(i).columns == plan.task(0).columns, isa->gemm->name, ": columns of task ", i);
+    }
+  }
+}
+
+// Whole panels leave from the registers, the rest and the other activations pass through a buffer: the same
+// bits.
+TEST(a_column_is_the_same_bits_in_any_panel) {
+  for (const Isa* isa : runnable_isas()) {
+    for (const Activation function : {Activation::kNone, Activation::kRelu}) {
+      const int64_t nr = isa->gemm->nr;
+      const Problem p(3 * isa->gemm->mr + 1, 520, 2 * nr, 0, 41);
+      const PackedWeight whole(*isa->gemm, p.weight_view(), p.bias_view());
+      std::vector<float> expected = p.make_out();
+      run_linear(whole, function, p.x_view(), p.out_view(expected), p.residual_view());
+      const int64_t columns = 2 * nr - 1;
+      const PackedWeight part(*isa->gemm, {p.weight.data(), {columns, p.depth}}, {p.bias.data(), {columns}});
+      std::vector<float> out(p.rows * columns);
+      run_linear(part, function, p.x_view(), {out.data(), {p.rows, columns}},
+                 {p.residual.data(), {p.rows, columns}, {p.columns, 1}});
+      for (int64_t i = 0; i < p.rows * columns; ++i) {
+        const float other = expected[i / columns * p.columns + i % columns];
+        CHECK(same_bits(out[i], other), isa->gemm->name, ": element ", i, " is ", out[i], ", not ", other);
+      }
+    }
+  }
 }
 
 TEST(nan_and_infinity_stay_in_their_rows_and_columns) {
