@@ -29,11 +29,11 @@ constexpr int kMr = Vec::kRegisters == 32 ? 14 : 6;
 // 100% of the read bandwidth (1 and 2 rows; 4 panels: 86 to 92%). Narrower vectors need more FMAs per byte: 2
 // rows reach 82% with 3 panels, 76% with 2.
 constexpr int kMaxPanels = Vec::kRegisters == 32 ? 2 : 3;
-// Depth steps by which the weights are asked for ahead of use, one cache line per vector at most. Near: 3 KiB
-// of a panel, some 300 cycles in a full tile; without it a weight that comes from L3 costs 5 points of peak,
-// 20 in tiles of 12 rows, and with 64 steps one row reads L3 at 92% instead of 100% of its speed. Far: for
-// weights that come from memory; 4 rows on AVX2 read it at 93%, near at 80%.
-constexpr int64_t kNear = 24;
+// Depth steps by which the weights are asked for ahead of use, one cache line per vector at most. Near: 2 KiB
+// of a panel, some 200 cycles in a full tile; without it a weight that comes from L3 costs 5 points of peak,
+// 20 in tiles of 12 rows, and one row reads L3 at 97% of its speed, with 24 steps at 94, with 64 at 90. Far:
+// for weights that come from memory; 4 rows on AVX2 read it at 93%, near at 80%.
+constexpr int64_t kNear = 16;
 constexpr int64_t kFar = 96;
 
 constexpr int panels_for(int rows) {
@@ -127,9 +127,10 @@ FASTMHA_INLINE void store_rows(const Vec (&sum)[Rows][kVecs], float* to, int64_t
 }
 
 // Asks for what comes after this depth block: the rows of the next tile, which come from memory or L3 in as
-// many streams as there are rows, more than the hardware prefetcher follows; at the end the lines of out and
-// residual. 5120 x 512 -> 512 gains 1 to 2 points of peak by each; with a residual, 31 MB in all, 79 -> 84%.
-// Rows that are in L2 already (128 x 768 -> 768) lose 2 points by the first.
+// many streams as there are rows, more than the hardware prefetcher follows, and the lines of out and
+// residual, some with every depth block: all of them at once would keep the weights waiting (5120 x 512 ->
+// 512 with a residual, 31 MB in all: 8% slower; without any of it 14%). Rows that are in L2 already lose 2
+// points of peak by asking for them (128 x 768 -> 768).
 template <int Rows, int kVecs>
 FASTMHA_INLINE void prefetch_ahead(const GemmBlock& block, const Tile& tile, int64_t done, bool last) {
   if (tile.next_x != nullptr) {
@@ -139,8 +140,9 @@ FASTMHA_INLINE void prefetch_ahead(const GemmBlock& block, const Tile& tile, int
       x += block.x_stride;
     }
   }
-  if (!last) return;
-  for (int row = 0; row < Rows; ++row) {
+  const int64_t first_row = done == 0 ? 0 : Rows * done / block.depth;
+  const int64_t last_row = last ? Rows : Rows * (done + kDepthBlock) / block.depth;
+  for (int64_t row = first_row; row < last_row; ++row) {
     for (int column = 0; column < kVecs * Vec::kLanes; column += kLine) {
       __builtin_prefetch(tile.out + row * tile.out_stride + column, 1);
       if (tile.residual != nullptr) __builtin_prefetch(tile.residual + row * tile.residual_stride + column);
