@@ -2,6 +2,11 @@
 //
 //   peak flops THREADS            fp32 fused multiply-adds per second, times two, in GFLOP/s
 //   peak read  THREADS MEGABYTES  plain reads of a buffer of that size, over and over, in GB/s
+//   peak copy  THREADS MEGABYTES  one array read, one written, of that size together: GB/s read plus written
+//   peak add   THREADS MEGABYTES  the same for two arrays read and one written
+//
+// Writing commands print the better of plain and non-temporal stores. What a plain store reads first (the
+// line that it then overwrites) is not counted: a caller has no use for it.
 //
 // Compiled at bench time for the CPU at hand (-march=native). Every accumulator starts different and every
 // result is consumed: otherwise the compiler computes one and claims the others, and the figures become
@@ -14,8 +19,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
+#include <string>
+
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -91,31 +100,102 @@ float read_all(const float* data, int64_t count) {
   return total;
 }
 
-double read(int threads, int64_t megabytes) {
-  const int64_t step = 4096 / sizeof(float);
-  const int64_t per_thread = std::max<int64_t>(step, megabytes * 1000000 / 4 / threads / step * step);
-  const auto bytes = static_cast<size_t>(per_thread * threads) * sizeof(float);
-  auto* data = static_cast<float*>(std::aligned_alloc(4096, bytes));
-  if (data == nullptr) throw std::bad_alloc();
-#pragma omp parallel num_threads(threads)  // each page is first touched by the thread that will read it
-  for (int64_t i = 0; i < per_thread; ++i)
-    data[omp_get_thread_num() * per_thread + i] = static_cast<float>(i % 7);
-  const int64_t passes = std::max<int64_t>(1, int64_t{1} << 28 >> 2) / (per_thread * threads) + 1;
+// One array for each thread's use, first touched by that thread.
+class Array {
+ public:
+  Array(int threads, int64_t per_thread) : per_thread_(per_thread) {
+    data_ = static_cast<float*>(std::aligned_alloc(4096, bytes(threads)));
+    if (data_ == nullptr) throw std::bad_alloc();
+#pragma omp parallel num_threads(threads)
+    for (int64_t i = 0; i < per_thread; ++i) mine()[i] = static_cast<float>(i % 7);
+  }
+  ~Array() { std::free(data_); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+
+  float* mine() const { return data_ + omp_get_thread_num() * per_thread_; }
+  size_t bytes(int threads) const { return static_cast<size_t>(per_thread_ * threads) * sizeof(float); }
+
+ private:
+  float* data_ = nullptr;
+  int64_t per_thread_;
+};
+
+// Floats per thread of each of `arrays` arrays that are `megabytes` together: whole pages.
+int64_t floats_per_thread(int threads, int64_t megabytes, int arrays) {
+  const int64_t page = 4096 / sizeof(float);
+  return std::max<int64_t>(page, megabytes * 1000000 / 4 / threads / arrays / page * page);
+}
+
+// The best GB/s of seven runs, each of which moves at least a gigabyte. pass() is one thread's part of one pass over
+// `bytes` in all.
+template <class Pass>
+double best_bandwidth(int threads, double bytes, Pass pass) {
+  const auto passes = static_cast<int64_t>(1e9 / bytes) + 1;
   double best = 0;
   for (int run = 0; run < 7; ++run) {
     const double start = seconds();
     float total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
-    for (int64_t pass = 0; pass < passes; ++pass) {
-      total += read_all(data + omp_get_thread_num() * per_thread, per_thread);
-      __asm__ volatile("" ::: "memory");  // the next pass reads again
+    for (int64_t i = 0; i < passes; ++i) {
+      total += pass();
+      __asm__ volatile("" ::: "memory");  // the next pass moves it all again
     }
     const double elapsed = seconds() - start;
     sink = total;
-    best = std::max(best, static_cast<double>(bytes) * static_cast<double>(passes) / elapsed * 1e-9);
+    best = std::max(best, bytes * static_cast<double>(passes) / elapsed * 1e-9);
   }
-  std::free(data);
   return best;
+}
+
+double read(int threads, int64_t megabytes) {
+  const int64_t count = floats_per_thread(threads, megabytes, 1);
+  const Array data(threads, count);
+  return best_bandwidth(threads, static_cast<double>(data.bytes(threads)),
+                        [&] { return read_all(data.mine(), count); });
+}
+
+template <bool kNonTemporal>
+void store(Vec value, float* to) {
+#if defined(__AVX512F__)
+  if (kNonTemporal) return _mm512_stream_ps(to, reinterpret_cast<__m512>(value));
+#elif defined(__AVX__)
+  if (kNonTemporal) return _mm256_stream_ps(to, reinterpret_cast<__m256>(value));
+#elif defined(__SSE__)
+  if (kNonTemporal) return _mm_stream_ps(to, reinterpret_cast<__m128>(value));
+#endif
+  *reinterpret_cast<Vec*>(to) = value;
+}
+
+// to <- a, or a + b.
+template <bool kNonTemporal, bool kAdd>
+float write_all(const float* a, const float* b, float* to, int64_t count) {
+  constexpr int kStreams = 4;  // a page is a whole number of these
+  for (int64_t i = 0; i < count; i += kStreams * kLanes) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) {
+      Vec value = *reinterpret_cast<const Vec*>(a + i + s * kLanes);
+      if (kAdd) value += *reinterpret_cast<const Vec*>(b + i + s * kLanes);
+      store<kNonTemporal>(value, to + i + s * kLanes);
+    }
+  }
+#if defined(__SSE__)
+  if (kNonTemporal) _mm_sfence();
+#endif
+  return to[0];
+}
+
+template <bool kAdd>
+double write(int threads, int64_t megabytes) {
+  const int arrays = kAdd ? 3 : 2;
+  const int64_t count = floats_per_thread(threads, megabytes, arrays);
+  const Array a(threads, count), b(threads, kAdd ? count : 1024), to(threads, count);
+  const double bytes = static_cast<double>(to.bytes(threads)) * arrays;
+  return std::max(
+      best_bandwidth(threads, bytes,
+                     [&] { return write_all<false, kAdd>(a.mine(), b.mine(), to.mine(), count); }),
+      best_bandwidth(threads, bytes,
+                     [&] { return write_all<true, kAdd>(a.mine(), b.mine(), to.mine(), count); }));
 }
 
 }  // namespace
@@ -126,10 +206,16 @@ int main(int argc, char** argv) {
     std::printf("%.2f\n", flops(threads));
     return 0;
   }
-  if (threads >= 1 && argc == 4 && std::strcmp(argv[1], "read") == 0 && std::atoll(argv[3]) >= 1) {
-    std::printf("%.2f\n", read(threads, std::atoll(argv[3])));
-    return 0;
+  const int64_t megabytes = argc == 4 ? std::atoll(argv[3]) : 0;
+  if (threads >= 1 && megabytes >= 1) {
+    const std::string command = argv[1];
+    if (command == "read" || command == "copy" || command == "add") {
+      std::printf("%.2f\n", command == "read"   ? read(threads, megabytes)
+                            : command == "copy" ? write<false>(threads, megabytes)
+                                                : write<true>(threads, megabytes));
+      return 0;
+    }
   }
-  std::fprintf(stderr, "usage: peak flops THREADS | peak read THREADS MEGABYTES\n");
+  std::fprintf(stderr, "usage: peak flops THREADS | peak read|copy|add THREADS MEGABYTES\n");
   return 2;
 }
