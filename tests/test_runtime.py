@@ -285,6 +285,7 @@ def test_info():
     assert info["num_threads"] == fm.get_num_threads()
     assert any(name in info["compiler"] for name in ("GCC", "Clang"))
     assert isinstance(info["openmp"], bool)
+    assert info["idle_memory"] >= 0
 
 
 def test_floating_point_state_is_left_alone(random):

@@ -16,6 +16,7 @@
 
 #include "../src/check.h"
 #include "fastmha/types.h"
+#include "output_pool.h"
 
 namespace fastmha::python {
 
@@ -194,7 +195,7 @@ inline Output float_output(const char* op, py::handle out, const std::vector<py:
                            const std::vector<const py::array*>& inputs, const char* name = "out") {
   py::array array;
   if (out.is_none()) {
-    array = py::array_t<float>(shape);
+    array = result_array(shape);
   } else {
     array = checked_array(op, name, out);
     if (!is_float32(array)) {  // the advice differs from an input's: a cast in the call would lose the result

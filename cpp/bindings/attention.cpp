@@ -201,9 +201,8 @@ py::object varlen_attention(py::object query, py::object key, py::object value, 
       const int64_t q_len = cu_q[n + 1] - cu_q[n], kv_len = cu_k[n + 1] - cu_k[n];
       // Wrong offsets are refused below, before anything is written.
       const bool sane = q_len >= 0 && kv_len >= 0 && q_len <= q.view.shape[0] && kv_len <= k.view.shape[0];
-      py::array_t<float> matrix(
-          std::vector<py::ssize_t>{q.view.shape[1], sane ? q_len : 0, sane ? kv_len : 0});
-      weight_pointers.push_back(matrix.mutable_data());
+      py::array matrix = result_array({q.view.shape[1], sane ? q_len : 0, sane ? kv_len : 0});
+      weight_pointers.push_back(static_cast<float*>(matrix.mutable_data()));
       matrices.append(std::move(matrix));
     }
     params.varlen_weights = weight_pointers.data();

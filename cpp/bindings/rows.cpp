@@ -15,7 +15,7 @@ bool same_elements(const py::array& a, const py::array& b) {
 
 RowsOutput::RowsOutput(const char* op, py::handle out, const std::vector<py::ssize_t>& shape)
     : op_(op), given_(!out.is_none()), result_(float_output(op, out, shape, {}).array), written_(result_) {
-  if (given_ && !fold_rows(result_).even) written_ = py::array_t<float>(shape);
+  if (given_ && !fold_rows(result_).even) written_ = result_array(shape);
 }
 
 void RowsOutput::allow_in_place(const char* name, const py::array& input) const {

@@ -34,8 +34,11 @@ void bind_runtime(py::module_& module) {
     facts["openmp"] = info.openmp != 0;
     facts["openmp_version"] = info.openmp;
     facts["cpu"] = info.cpu;
+    facts["idle_memory"] = idle_memory();
     return facts;
   });
+  module.def("release_memory", &release_idle_memory);
+  module.def("empty", &result_array);
 }
 
 }  // namespace fastmha::python

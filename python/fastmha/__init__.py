@@ -51,6 +51,7 @@ from fastmha.runtime import (
     get_num_threads,
     info,
     isa,
+    release_memory,
     set_num_threads,
 )
 
@@ -82,6 +83,7 @@ __all__ = [
     "isa",
     "layer_norm",
     "load",
+    "release_memory",
     "relu",
     "rms_norm",
     "scaled_dot_product_attention",

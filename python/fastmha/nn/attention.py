@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fastmha import _core
 from fastmha._types import Bool, Float32, Int64, Integers
 from fastmha.cache import KVCache
 from fastmha.functional import (
@@ -296,7 +297,7 @@ class MultiHeadAttention(Module):
         q, k, v = self._project(query, key, value, 3)
         if cache is None:
             weights = None
-            out = np.empty(q.shape, np.float32)  # (batch, q_len, heads, head_dim)
+            out = _core.empty(q.shape)  # (batch, q_len, heads, head_dim)
             attended = scaled_dot_product_attention(
                 q.transpose(0, 2, 1, 3),
                 k.transpose(0, 2, 1, 3),
@@ -408,7 +409,7 @@ class MultiHeadAttention(Module):
         The result is (batch, q_len, heads, head_dim).
         """
         q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        out = np.empty((q.shape[0], q.shape[2], self.num_heads, self.head_dim), np.float32)
+        out = _core.empty((q.shape[0], q.shape[2], self.num_heads, self.head_dim))
         heads_first = out.transpose(0, 2, 1, 3)
         if attn_mask is None and key_lengths is None and not return_weights:
             attention_with_kvcache(q, cache, k, v, is_causal=is_causal, out=heads_first)
