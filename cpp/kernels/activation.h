@@ -1,4 +1,4 @@
-// Activation functions over Vec, for the epilogue of linear layers and for whole rows.
+// Activation functions over V, a Vec or a VecGroup, for the epilogue of linear layers and for whole rows.
 #pragma once
 
 #include "fastmha/activation.h"
@@ -13,25 +13,25 @@ constexpr float kGeluFloor = -20.0f;
 constexpr float kSiluFloor = -200.0f;
 
 // NaN gives NaN: max and min return their second argument when one is NaN.
-template <Activation F>
-FASTMHA_INLINE Vec activate(Vec x) {
-  const Vec one = Vec::set1(1.0f);
+template <Activation F, class V>
+FASTMHA_INLINE V activate(V x) {
+  const V one = V::set1(1.0f);
   if constexpr (F == Activation::kRelu) {
-    return max(Vec::zero(), x);
+    return max(V::zero(), x);
   } else if constexpr (F == Activation::kGelu) {
     // x Phi(x) = max(x, 0) - |x| Q(|x|), Q the upper tail of the normal distribution: no cancellation on
     // either side.
-    const Vec magnitude = min(Vec::set1(-kGeluFloor), abs(x));
-    return fnma(magnitude, normal_tail(magnitude), max(Vec::zero(), x));
+    const V magnitude = min(V::set1(-kGeluFloor), abs(x));
+    return fnma(magnitude, normal_tail(magnitude), max(V::zero(), x));
   } else if constexpr (F == Activation::kGeluTanh) {
     // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) holds its relative accuracy for u far below 0, where 1 + tanh(u)
     // has none. -2u = x (a + b x^2), a = -2 sqrt(2/pi), b = 0.044715 a.
-    x = max(Vec::set1(kGeluFloor), x);
-    const Vec u = x * fma(Vec::set1(-0.0713548162726f), x * x, Vec::set1(-1.5957691216057f));
+    x = max(V::set1(kGeluFloor), x);
+    const V u = x * fma(V::set1(-0.0713548162726f), x * x, V::set1(-1.5957691216057f));
     return x / (one + exp(u));
   } else if constexpr (F == Activation::kSilu) {
-    x = max(Vec::set1(kSiluFloor), x);
-    return x / (one + exp(Vec::zero() - x));
+    x = max(V::set1(kSiluFloor), x);
+    return x / (one + exp(V::zero() - x));
   } else {
     return x;
   }

@@ -1,4 +1,4 @@
-// Elementary functions over Vec. Each states its error bound; tests/test_exp.py sweeps the exponential's.
+// Elementary functions over V, a Vec or a VecGroup. Each states its error bound; tests/test_exp.py sweeps the exponential's.
 #pragma once
 
 #include "vec.h"
@@ -14,57 +14,85 @@ constexpr float kInfinity = __builtin_inff();
 // x = n + r, |r| <= 1/2, 2^r = 1 + r q(r) with q of degree 4 (minimax, 9.2e-8 relative before rounding).
 // Relative error <= 2e-7 down to x = -126, absolute error <= 2e-38 below; exactly 1 at 0, exactly 0 at
 // -infinity, NaN at NaN (max returns its second argument when one is NaN).
-FASTMHA_INLINE Vec exp2_small(Vec x) {
-  x = max(Vec::set1(Vec::kExp2Floor), x);
-  const Vec n = round(x);
-  const Vec r = x - n;
-  Vec p = fma(Vec::set1(0x1.5bba14p-10f), r, Vec::set1(0x1.3cea88p-7f));
-  p = fma(p, r, Vec::set1(0x1.c6b752p-5f));
-  p = fma(p, r, Vec::set1(0x1.ebf9bcp-3f));
-  p = fma(p, r, Vec::set1(0x1.62e42ap-1f));
-  p = fma(p, r, Vec::set1(1.0f));
+template <class V>
+FASTMHA_INLINE V exp2_small(V x) {
+  x = max(V::set1(V::kExp2Floor), x);
+  const V n = round(x);
+  const V r = x - n;
+  V p = fma(V::set1(0x1.5bba14p-10f), r, V::set1(0x1.3cea88p-7f));
+  p = fma(p, r, V::set1(0x1.c6b752p-5f));
+  p = fma(p, r, V::set1(0x1.ebf9bcp-3f));
+  p = fma(p, r, V::set1(0x1.62e42ap-1f));
+  p = fma(p, r, V::set1(1.0f));
   return ldexp(p, n);
 }
 
-// e^x for every x. x = n ln2 + r with ln2 in two parts (Cody and Waite), e^r = 1 + r q(r), q of degree 5
-// (minimax, 2e-9 before rounding). Relative error <= 2e-7 where the result is a normal number; 0 below,
-// infinity above, NaN at NaN.
-FASTMHA_INLINE Vec exp(Vec x) {
-  const Mask underflow = less(x, Vec::set1(-0x1.5d589ep+6f));  // -126 ln2
-  const Mask overflow = less(Vec::set1(0x1.62e42ep+6f), x);    // the largest x below 128 ln2
-  x = max(Vec::set1(-0x1.5d589ep+6f),
-          min(Vec::set1(0x1.62e42ep+6f), x));  // n from -126 to 128, with e^r < 1 at 128
-  const Vec n = round(x * Vec::set1(kLog2e));
-  Vec r = fnma(n, Vec::set1(0x1.63p-1f), x);    // ln2, its first 9 bits: n * this is exact
-  r = fnma(n, Vec::set1(-0x1.bd0106p-13f), r);  // ln2 - 0x1.63p-1
-  Vec p = fma(Vec::set1(0x1.6ae73p-10f), r, Vec::set1(0x1.126782p-7f));
-  p = fma(p, r, Vec::set1(0x1.555822p-5f));
-  p = fma(p, r, Vec::set1(0x1.55541ap-3f));
-  p = fma(p, r, Vec::set1(0x1.fffffcp-2f));
-  p = fma(p, r, Vec::set1(1.0f));
-  p = fma(p, r, Vec::set1(1.0f));
-  return select(underflow, Vec::zero(), select(overflow, Vec::set1(kInfinity), ldexp(p, n)));
+// e^x for x from -126 ln2 to 128 ln2, and NaN. x = n ln2 + r with ln2 in two parts (Cody and Waite), e^r = 1 + r q(r),
+// q of degree 5 (minimax, 2e-9 before rounding). Relative error <= 2e-7.
+template <class V>
+FASTMHA_INLINE V exp_of_normal(V x) {
+  const V n = round(x * V::set1(kLog2e));
+  V r = fnma(n, V::set1(0x1.63p-1f), x);      // ln2, its first 9 bits: n * this is exact
+  r = fnma(n, V::set1(-0x1.bd0106p-13f), r);  // ln2 - 0x1.63p-1
+  V p = fma(V::set1(0x1.6ae73p-10f), r, V::set1(0x1.126782p-7f));
+  p = fma(p, r, V::set1(0x1.555822p-5f));
+  p = fma(p, r, V::set1(0x1.55541ap-3f));
+  p = fma(p, r, V::set1(0x1.fffffcp-2f));
+  p = fma(p, r, V::set1(1.0f));
+  p = fma(p, r, V::set1(1.0f));
+  return ldexp(p, n);
+}
+
+// Where ldexp gives 0 and infinity by itself, arguments need only be kept finite, or reducing them gives NaN.
+constexpr float kExpLimit = 200.0f;
+
+// e^x for every x: as above where the result is a normal number; 0 or subnormal below, infinity above, NaN at NaN.
+template <class V>
+FASTMHA_INLINE V exp(V x) {
+  if constexpr (V::kLdexpSaturates) {
+    return exp_of_normal(max(V::set1(-kExpLimit), min(V::set1(kExpLimit), x)));
+  } else {
+    const auto underflow = less(x, V::set1(-0x1.5d589ep+6f));  // -126 ln2
+    const auto overflow = less(V::set1(0x1.62e42ep+6f), x);    // the largest x below 128 ln2
+    x = max(V::set1(-0x1.5d589ep+6f),
+            min(V::set1(0x1.62e42ep+6f), x));  // n from -126 to 128, with e^r < 1 at 128
+    return select(underflow, V::zero(), select(overflow, V::set1(kInfinity), exp_of_normal(x)));
+  }
+}
+
+// The same for x <= 0; exactly 0 at -infinity.
+template <class V>
+FASTMHA_INLINE V exp_nonpositive(V x) {
+  if constexpr (V::kLdexpSaturates) {
+    return exp_of_normal(max(V::set1(-kExpLimit), x));
+  } else {
+    const auto underflow = less(x, V::set1(-0x1.5d589ep+6f));
+    x = max(V::set1(-0x1.5d589ep+6f), x);
+    return select(underflow, V::zero(), exp_of_normal(x));
+  }
 }
 
 // 1 / (1 + e^-x). Relative error <= 3e-7 where the result is a normal number.
-FASTMHA_INLINE Vec sigmoid(Vec x) {
-  const Vec one = Vec::set1(1.0f);
-  return one / (one + exp(Vec::zero() - x));
+template <class V>
+FASTMHA_INLINE V sigmoid(V x) {
+  const V one = V::set1(1.0f);
+  return one / (one + exp(V::zero() - x));
 }
 
 // tanh(x). Below 5/8 x + x^3 q(x^2) with q of degree 4 (minimax, 4.4e-9 relative), so that small x keep their
 // relative accuracy; above 1 - 2 / (e^2|x| + 1). Relative error <= 2e-7, exactly +-1 from 9.1 on.
-FASTMHA_INLINE Vec tanh(Vec x) {
-  const Vec magnitude = abs(x);
-  const Vec square = x * x;
-  Vec q = fma(Vec::set1(-0x1.75e04ap-8f), square, Vec::set1(0x1.522644p-6f));
-  q = fma(q, square, Vec::set1(-0x1.b83c4cp-5f));
-  q = fma(q, square, Vec::set1(0x1.110726p-3f));
-  q = fma(q, square, Vec::set1(-0x1.555532p-2f));
-  const Vec small = fma(q * square, x, x);
-  const Vec one = Vec::set1(1.0f);
-  const Vec large = one - Vec::set1(2.0f) / (exp(magnitude + magnitude) + one);
-  return copysign(select(less(magnitude, Vec::set1(0.625f)), small, large), x);
+template <class V>
+FASTMHA_INLINE V tanh(V x) {
+  const V magnitude = abs(x);
+  const V square = x * x;
+  V q = fma(V::set1(-0x1.75e04ap-8f), square, V::set1(0x1.522644p-6f));
+  q = fma(q, square, V::set1(-0x1.b83c4cp-5f));
+  q = fma(q, square, V::set1(0x1.110726p-3f));
+  q = fma(q, square, V::set1(-0x1.555532p-2f));
+  const V small = fma(q * square, x, x);
+  const V one = V::set1(1.0f);
+  const V large = one - V::set1(2.0f) / (exp(magnitude + magnitude) + one);
+  return copysign(select(less(magnitude, V::set1(0.625f)), small, large), x);
 }
 
 // The upper tail of the normal distribution, erfc(x / sqrt(2)) / 2, for 0 <= x <= 20: e^(-x^2/2) t p(t) with
@@ -72,17 +100,18 @@ FASTMHA_INLINE Vec tanh(Vec x) {
 // relative to itself, where 1 - erf would cancel to nothing. Absolute error <= 6e-8; relative error <= 4e-7 +
 // 5e-8 x^2 (x^2/2 roundings of the square) up to x = 13, exactly 0 at 20. Carrying the square's rounding
 // error along made the tail 20 times better and gelu slower than PyTorch's.
-FASTMHA_INLINE Vec normal_tail(Vec x) {
-  const Vec t = reciprocal(fma(Vec::set1(0.34375f), x, Vec::set1(1.0f)));
-  Vec p = fma(Vec::set1(-0x1.c79f9p-6f), t, Vec::set1(0x1.2699bp-3f));
-  p = fma(p, t, Vec::set1(-0x1.163b8ap-2f));
-  p = fma(p, t, Vec::set1(0x1.870036p-3f));
-  p = fma(p, t, Vec::set1(-0x1.41fda0p-5f));
-  p = fma(p, t, Vec::set1(0x1.cd71cep-4f));
-  p = fma(p, t, Vec::set1(0x1.de2b64p-4f));
-  p = fma(p, t, Vec::set1(0x1.19afc2p-3f));
-  p = fma(p, t, Vec::set1(0x1.18d232p-3f));
-  const Vec gauss = exp2_small(x * (x * Vec::set1(-0.5f * kLog2e)));
+template <class V>
+FASTMHA_INLINE V normal_tail(V x) {
+  const V t = reciprocal(fma(V::set1(0.34375f), x, V::set1(1.0f)));
+  V p = fma(V::set1(-0x1.c79f9p-6f), t, V::set1(0x1.2699bp-3f));
+  p = fma(p, t, V::set1(-0x1.163b8ap-2f));
+  p = fma(p, t, V::set1(0x1.870036p-3f));
+  p = fma(p, t, V::set1(-0x1.41fda0p-5f));
+  p = fma(p, t, V::set1(0x1.cd71cep-4f));
+  p = fma(p, t, V::set1(0x1.de2b64p-4f));
+  p = fma(p, t, V::set1(0x1.19afc2p-3f));
+  p = fma(p, t, V::set1(0x1.18d232p-3f));
+  const V gauss = exp2_small(x * (x * V::set1(-0.5f * kLog2e)));
   return gauss * (t * p);
 }
 

@@ -7,6 +7,14 @@
 
 namespace fastmha {
 
+// Where the rows of a whole call are, which decides what is prefetched and how results are stored. The bits of
+// results never depend on it.
+enum class Rows {
+  kCache,   // L1 and L2: a prefetch would only take time
+  kL3,      // to be prefetched
+  kMemory,  // the same, and results go past the caches; only where out is not an input
+};
+
 // Rows of `features` contiguous floats; strides are from row to row. out may be x (or residual) itself.
 struct MapRows {
   const float* x = nullptr;
@@ -15,6 +23,7 @@ struct MapRows {
   int64_t out_stride = 0;
   int64_t rows = 0;
   int64_t features = 0;
+  Rows where = Rows::kCache;
 };
 
 struct NormRows {

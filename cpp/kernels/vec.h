@@ -5,6 +5,8 @@
 #pragma once
 
 #define FASTMHA_INLINE inline __attribute__((always_inline))
+// After a lambda's parameters: GCC calls one that is used twice, and its vectors go through memory.
+#define FASTMHA_INLINE_LAMBDA __attribute__((always_inline))
 
 // Loops over a register tile must disappear, or GCC keeps the accumulators in memory at -O2.
 #if defined(__clang__)

@@ -26,6 +26,7 @@ struct Vec {
   // exp2_small clamps here: adding -127 to the exponent field of 1.0f leaves exactly 0, so a masked score
   // (-inf) weighs exactly nothing.
   static constexpr float kExp2Floor = -127.0f;
+  static constexpr bool kLdexpSaturates = false;
 
   __m256 reg;
 
@@ -38,8 +39,13 @@ struct Vec {
   // Lanes n.. are zero and their memory is not touched.
   static FASTMHA_INLINE Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
   FASTMHA_INLINE void store(float* p) const { _mm256_storeu_ps(p, reg); }
+  // Past the caches; p must be a multiple of the vector's size. See stream_fence.
+  FASTMHA_INLINE void stream(float* p) const { _mm256_stream_ps(p, reg); }
   FASTMHA_INLINE void store_n(float* p, int n) const { _mm256_maskstore_ps(p, first(n), reg); }
 };
+
+// What was streamed before is seen by other cores before what is stored after.
+FASTMHA_INLINE void stream_fence() { _mm_sfence(); }
 
 FASTMHA_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.reg, b.reg)}; }

@@ -18,6 +18,7 @@ struct Vec {
   static constexpr int kRegisters = 32;
   // exp2_small clamps here: scalef(1, -200) is exactly 0, so a masked score (-inf) weighs exactly nothing.
   static constexpr float kExp2Floor = -200.0f;
+  static constexpr bool kLdexpSaturates = true;  // ldexp gives 0 and infinity where float32 ends
 
   __m512 reg;
 
@@ -28,8 +29,13 @@ struct Vec {
   // Lanes n.. are zero and their memory is not touched.
   static FASTMHA_INLINE Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   FASTMHA_INLINE void store(float* p) const { _mm512_storeu_ps(p, reg); }
+  // Past the caches; p must be a multiple of the vector's size. See stream_fence.
+  FASTMHA_INLINE void stream(float* p) const { _mm512_stream_ps(p, reg); }
   FASTMHA_INLINE void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), reg); }
 };
+
+// What was streamed before is seen by other cores before what is stored after.
+FASTMHA_INLINE void stream_fence() { _mm_sfence(); }
 
 FASTMHA_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.reg, b.reg)}; }
 FASTMHA_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.reg, b.reg)}; }

@@ -26,6 +26,7 @@ struct Vec {
   // exp2_small clamps here: adding -127 to the exponent field of 1.0f leaves exactly 0, so a masked score
   // (-inf) weighs exactly nothing.
   static constexpr float kExp2Floor = -127.0f;
+  static constexpr bool kLdexpSaturates = false;
 
   Float4 reg;
 
@@ -42,12 +43,15 @@ struct Vec {
     return r;
   }
   FASTMHA_INLINE void store(float* p) const { *reinterpret_cast<UnalignedFloat4*>(p) = reg; }
+  FASTMHA_INLINE void stream(float* p) const { store(p); }  // no portable way past the caches
   FASTMHA_INLINE void store_n(float* p, int n) const {
     for (int lane = 0; lane < 4; ++lane) {
       if (lane < n) p[lane] = reg[lane];
     }
   }
 };
+
+FASTMHA_INLINE void stream_fence() {}
 
 FASTMHA_INLINE Vec operator+(Vec a, Vec b) { return {a.reg + b.reg}; }
 FASTMHA_INLINE Vec operator-(Vec a, Vec b) { return {a.reg - b.reg}; }

@@ -70,8 +70,8 @@ TEST(exp_is_within_its_bound) {
         isa->rowwise->exp, sweep(-87.33654, 88.72283, 4000001), [](double x) { return std::exp(x); },
         relative);
     CHECK(worst.error <= 2e-7, isa->name, ": ", worst.error, " at ", worst.at);
-    const float special[][2] = {{0, 1},        {-0.0f, 1},  {kInf, kInf}, {-kInf, 0},  {88.73f, kInf},
-                                {1e30f, kInf}, {-87.4f, 0}, {-1e30f, 0},  {kNan, kNan}};
+    const float special[][2] = {{0, 1},        {-0.0f, 1},   {kInf, kInf}, {-kInf, 0},  {88.73f, kInf},
+                                {1e30f, kInf}, {-104.0f, 0}, {-1e30f, 0},  {kNan, kNan}};
     for (const auto& pair : special) {
       const float got = one(pair[0], isa->rowwise->exp)[0];
       CHECK(same_bits(got, pair[1]), isa->name, ": exp(", pair[0], ") = ", got);

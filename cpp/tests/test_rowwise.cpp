@@ -259,6 +259,66 @@ TEST(rows_are_the_same_bits_everywhere) {
   set_num_threads(before);
 }
 
+// Prefetches, stores past the caches, rows taken in pairs, the copy of a row whose vectors cross cache lines:
+// none of it may show. Results and inputs at every offset from a cache line, rows one by one and together.
+TEST(where_rows_are_does_not_change_bits) {
+  for (const Isa* isa : runnable_isas()) {
+    Random random(19);
+    for (int64_t features : {1, 5, 16, 100, 336, 768, 1040, 4100}) {
+      const int64_t rows = 5, stride = (features + 15) / 16 * 16;
+      const std::vector<float> weight = random.normals(features), bias = random.normals(features);
+      const std::vector<float> numbers = random.normals(rows * stride), more = random.normals(rows * stride);
+      // Output floats of one run, at an offset from a cache line that is given by `shift`.
+      const auto run = [&](int operation, Rows where, int shift, bool one_by_one) {
+        std::vector<float> memory(3 * (rows * stride + 32), 7.0f);
+        float* line = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / 4;
+        float* x = line + shift;
+        float* residual = line + rows * stride + 32;
+        float* out = line + 2 * (rows * stride + 32) - 16 + (shift * 3) % 16;
+        std::copy(numbers.begin(), numbers.end(), x);
+        std::copy(more.begin(), more.end(), residual);
+        const int64_t step = one_by_one ? 1 : rows;
+        for (int64_t row = 0; row < rows; row += step) {
+          NormRows n;
+          n.map.x = x + row * stride;
+          n.map.out = out + row * stride;
+          n.map.x_stride = n.map.out_stride = stride;
+          n.map.rows = step;
+          n.map.features = features;
+          n.map.where = where;
+          n.weight = weight.data();
+          n.bias = bias.data();
+          n.eps = 1e-5f;
+          if (operation == 1) {
+            n.residual = residual + row * stride;
+            n.residual_stride = stride;
+          }
+          if (operation <= 1) isa->rowwise->layer_norm(n);
+          if (operation == 2) isa->rowwise->rms_norm(n);
+          if (operation == 3) isa->rowwise->softmax(n.map);
+          if (operation == 4) isa->rowwise->activation(Activation::kGelu, n.map);
+        }
+        return std::vector<float>(out, out + rows * stride);
+      };
+      for (int operation = 0; operation < 5; ++operation) {
+        const std::vector<float> expected = run(operation, Rows::kCache, 0, false);
+        for (Rows where : {Rows::kCache, Rows::kL3, Rows::kMemory}) {
+          for (int shift : {0, 1, 4, 7, 15}) {
+            for (bool one_by_one : {false, true}) {
+              const std::vector<float> got = run(operation, where, shift, one_by_one);
+              for (size_t i = 0; i < got.size(); ++i) {
+                CHECK(same_bits(got[i], expected[i]), isa->name, " operation ", operation, " features ",
+                      features, " where ", static_cast<int>(where), " shift ", shift, " at ", i, ": ", got[i],
+                      " expected ", expected[i]);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(residual_of_a_norm_may_be_out) {
   Random random(19);
   const Matrix x(7, 50, 0, random), residual(7, 50, 0, random);

@@ -43,7 +43,7 @@ void softmax(const ConstView& x, const MutableView& out);
 void activation(Activation function, const ConstView& x, const MutableView& out);
 
 // out = e^x, the exponential inside the kernels: relative error <= 2e-7 where the result is a normal number,
-// 0 below it, infinity above.
+// 0 or subnormal below it, infinity above.
 void exp(const ConstView& x, const MutableView& out);
 
 }  // namespace fastmha
