@@ -104,6 +104,51 @@ def test_padded_keys(q_len, kv_len, head_dim, options, extra):
 
 
 @every_option
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize(("kv_len", "head_dim"), [(5, 64), (77, 20), (700, 128), (300, 80)])
+def test_one_query_grouped_or_not(num_threads, group, kv_len, head_dim, options):
+    """Heads that share keys are computed together; each gets what it would get alone."""
+    options = dict(options)
+    if "alibi_slopes" in options:
+        options["alibi_slopes"] = np.linspace(0, 0.5, 2 * group, dtype=np.float32)
+    query, key, value = Random(0).attention(2, 2 * group, 1, kv_len, head_dim, kv_heads=2)
+    own = [np.repeat(a, group, axis=1) for a in (key, value)]
+    expected = fm.scaled_dot_product_attention(query, *own, **options)
+    for threads in (1, 3):
+        num_threads(threads)
+        together = fm.scaled_dot_product_attention(query, key, value, **options)
+        assert_same_bits(together, expected, f"{threads} threads")
+    seen = np.ones((1, 1, 1, kv_len), bool)  # masked calls go head by head
+    masked = fm.scaled_dot_product_attention(query, key, value, seen, **options)
+    assert_same_bits(masked, expected, "with a mask that hides nothing")
+
+
+@pytest.mark.parametrize("window", [None, (100, None), (600, None)], ids=str)
+def test_one_query_of_uneven_lengths(num_threads, window):
+    """A long sequence among short ones makes all be cut into pieces: as if each was alone."""
+    lengths = [3, 5000, 0, 257, 256, 1, 900]
+    query, key, value = Random(0).attention(len(lengths), 4, 1, 5000, 16, kv_heads=2)
+    offsets = [length - 1 for length in lengths]
+    options = {"window": window}
+    num_threads(1)
+    alone = [
+        fm.scaled_dot_product_attention(
+            query[n : n + 1], key[n : n + 1, :, :length], value[n : n + 1, :, :length],
+            query_offset=offsets[n], **options,
+        )
+        for n, length in enumerate(lengths)
+    ]  # fmt: skip
+    for threads in (1, 2, 4):
+        num_threads(threads)
+        out, lse = fm.scaled_dot_product_attention(
+            query, key, value, key_lengths=lengths, query_offset=offsets, return_lse=True, **options
+        )
+        assert_same_bits(out, np.concatenate(alone), f"{threads} threads")
+        assert np.isneginf(lse[2]).all()
+        assert not out[2].any()
+
+
+@every_option
 @every_size
 @pytest.mark.parametrize("extra", [1, 3, 30, 130])
 def test_padded_queries(q_len, kv_len, head_dim, options, extra):

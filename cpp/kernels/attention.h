@@ -48,9 +48,10 @@ struct AttentionHead {
   UpcomingRows upcoming[4];
 };
 
-// A group of query heads that share one key/value head, one query each.
+// A group of query heads that share one key/value head, one query each. Only query, out, slope, mask, weights and
+// lse differ from head to head.
 struct DecodeGroup {
-  const AttentionHead* heads = nullptr;  // key, value, kv_len, offset and window are the same in all
+  const AttentionHead* heads = nullptr;
   int64_t count = 0;
 };
 
@@ -68,7 +69,7 @@ struct PanelKernels {
 struct DecodeKernels {
   const char* name;
   int split;  // keys per piece of a single query's attention, counted from key 0
-  size_t (*scratch)(int64_t heads);
+  size_t (*scratch)(int64_t heads, int64_t head_dim);
   // Keys [split * index, split * (index + 1)) for the one query of each head in the group. state: per head
   // max, sum, out[value_dim], of stride 2 + value_dim.
   void (*piece)(const DecodeGroup& group, int64_t index, float* state, float* scratch);

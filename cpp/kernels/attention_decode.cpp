@@ -2,7 +2,9 @@
 //
 // Lanes are features: K and V rows stream through once, for all heads of a group, at the speed of memory.
 // Pieces of kSplit keys, counted from key 0, are computed apart (so that all cores can work on one sequence)
-// and merged in order.
+// and merged in order. What a head gets depends on its query and keys alone, however many heads are in its
+// group: a score is one chain over the registers of features and one tree over their lanes, an output one
+// chain over the keys of a piece.
 #include "attention.h"
 
 #include "attention_common.h"
@@ -14,28 +16,88 @@ namespace {
 // piece.
 constexpr int kSplit = 256;
 constexpr int kStateHeader = 2;  // max, sum, then the value_dim outputs
+// Keys that all heads of a group score while their rows are in L1: 8 KiB of rows of 128 floats.
+constexpr int kBlock = 16;
+// Floats of V that all heads of a group go over while they are in L1. With 32 KiB, 64 rows of 128 floats, what was
+// asked for ahead of its use was gone again: 105 GB/s from L3 instead of 120 (4 heads, 2 threads).
+constexpr int kValueBlock = 4096;
+// How many rows ahead of their use rows are asked for. The hardware does not look past a page and does not see the
+// order of a tile: without it 4 heads of a group get 50 GB/s from L3, with 16 rows 104, 32 rows 117, 64 rows 85; one
+// head 96, 107, 123, 124. Asking in the order of addresses instead of a tile's was slower (106 with 32 rows).
+constexpr int kAhead = 32;
+constexpr int kLine = 16;  // floats of a cache line
+// Tiles are functions of their own. Inlined, their addresses compete for registers and all are spilled.
+#define FASTMHA_NOINLINE __attribute__((noinline))
 
-// Scores of each head, and which keys are visible.
-size_t decode_scratch(int64_t heads) { return static_cast<size_t>(heads) * kSplit + kSplit; }
+FASTMHA_INLINE int64_t padded_to_line(int64_t floats) { return (floats + kLine - 1) / kLine * kLine; }
 
-FASTMHA_INLINE Vec dot_step(const float* a, const float* b, int64_t width, Vec acc) {
-  return width >= kLanes
-             ? fma(Vec::load(a), Vec::load(b), acc)
-             : fma(Vec::load_n(a, static_cast<int>(width)), Vec::load_n(b, static_cast<int>(width)), acc);
+// Scores of each head, aligned copies of the queries, and which keys are visible.
+size_t decode_scratch(int64_t heads, int64_t head_dim) {
+  return static_cast<size_t>(heads * (kSplit + padded_to_line(head_dim)) + kSplit);
 }
 
-FASTMHA_INLINE float dot(const float* a, const float* b, int64_t size) {
-  // Two chains: a head of 128 features is 8 steps, and other rows overlap with the rest of the latency.
-  Vec even = Vec::zero(), odd = Vec::zero();
+struct Rows {
+  const float* first;
+  int64_t stride;
+  FASTMHA_INLINE const float* at(int64_t row) const { return first + row * stride; }
+  FASTMHA_INLINE Rows from(int64_t row) const { return {at(row), stride}; }
+};
+
+FASTMHA_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
+
+// score[h * kSplit + r] = scale * (query h . row r) for Heads heads and kLanes / Heads rows. queries lie
+// query_stride apart. Rows past `rows` are taken to be the last one.
+template <int Heads, bool Full, bool Prefetch>
+FASTMHA_NOINLINE void dot_tile(const float* queries, int64_t query_stride, Rows keys, int rows, int64_t size,
+                               Rows next, float scale, float* score) {
+  constexpr int kRows = kLanes / Heads;
+  const float* row[kRows];
+  FASTMHA_UNROLL
+  for (int r = 0; r < kRows; ++r) row[r] = keys.at(Full || r < rows ? r : rows - 1);
+  Vec acc[kLanes];
+  FASTMHA_UNROLL
+  for (int i = 0; i < kLanes; ++i) acc[i] = Vec::zero();
   int64_t d = 0;
-  for (; d + 2 * kLanes <= size; d += 2 * kLanes) {
-    even = fma(Vec::load(a + d), Vec::load(b + d), even);
-    odd = fma(Vec::load(a + d + kLanes), Vec::load(b + d + kLanes), odd);
+  for (; d + kLine <= size; d += kLine) {
+    if (Prefetch) {
+      FASTMHA_UNROLL
+      for (int r = 0; r < kRows; ++r) prefetch(next.at(r) + d);
+    }
+    FASTMHA_UNROLL
+    for (int v = 0; v < kLine; v += kLanes) {
+      Vec query[Heads];
+      FASTMHA_UNROLL
+      for (int h = 0; h < Heads; ++h) query[h] = Vec::load(queries + h * query_stride + d + v);
+      FASTMHA_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const Vec key = Vec::load(row[r] + d + v);
+        FASTMHA_UNROLL
+        for (int h = 0; h < Heads; ++h) acc[h * kRows + r] = fma(key, query[h], acc[h * kRows + r]);
+      }
+    }
   }
-  if (d < size) even = dot_step(a + d, b + d, size - d, even);
-  d += kLanes;
-  if (d < size) odd = dot_step(a + d, b + d, size - d, odd);
-  return reduce_add(even + odd);
+  for (; d < size; d += kLanes) {
+    const int width = static_cast<int>(smaller(kLanes, size - d));
+    FASTMHA_UNROLL
+    for (int h = 0; h < Heads; ++h) {
+      const Vec query = Vec::load_n(queries + h * query_stride + d, width);
+      FASTMHA_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        acc[h * kRows + r] = fma(Vec::load_n(row[r] + d, width), query, acc[h * kRows + r]);
+      }
+    }
+  }
+  const Vec scores = add_lanes(acc) * Vec::set1(scale);
+  if (Heads == 1) {
+    scores.store(score);
+    return;
+  }
+  float lanes[kLanes];
+  scores.store(lanes);
+  FASTMHA_UNROLL
+  for (int h = 0; h < Heads; ++h) {
+    __builtin_memcpy(score + h * kSplit, lanes + h * kRows, kRows * sizeof(float));
+  }
 }
 
 // Whether the query sees key j; the caller has applied the bounds by position.
@@ -47,11 +109,40 @@ FASTMHA_INLINE bool key_visible(const AttentionHead& head, int64_t j) {
          static_cast<const float*>(head.mask)[j * head.mask_key_stride] != -kInfinity;
 }
 
-// Final log2 scores of keys [key, key + keys) of one head, hidden ones -infinity.
-void decode_scores(const AttentionHead& head, int64_t key, int64_t keys, float* score) {
-  for (int64_t j = 0; j < keys; ++j) {
-    score[j] = head.scale * dot(head.query, head.key + (key + j) * head.key_stride, head.head_dim);
+// Heads heads' scores of a block of rows. `next` are the rows to ask for meanwhile, if this is the first to read the
+// block.
+template <int Heads>
+void dot_block(const float* queries, int64_t query_stride, Rows keys, int rows, int64_t size, Rows next,
+               bool first, float scale, float* score) {
+  constexpr int kRows = kLanes / Heads;
+  for (int row = 0; row < rows; row += kRows) {
+    const auto tile = rows - row < kRows ? dot_tile<Heads, false, false>
+                      : first            ? dot_tile<Heads, true, true>
+                                         : dot_tile<Heads, true, false>;
+    tile(queries, query_stride, keys.from(row), rows - row, size, next.from(row), scale, score + row);
   }
+}
+
+// All heads' scores of `count` keys; `after` is what will be read next.
+void dots(const float* queries, int64_t query_stride, int64_t heads, Rows keys, int64_t count, int64_t size,
+          Rows after, float scale, float* score) {
+  constexpr int kMost = kLanes / 4, kHalf = kMost >= 4 ? 2 : 1;  // heads that share a row's load
+  for (int64_t at = 0; at < count; at += kBlock) {
+    const int rows = static_cast<int>(smaller(kBlock, count - at));
+    const Rows block = keys.from(at);
+    const Rows next = at + kAhead < count ? keys.from(at + kAhead) : after.from(at + kAhead - count);
+    for (int64_t h = 0; h < heads;) {
+      const int64_t left = heads - h;
+      const auto some = left >= kMost ? dot_block<kMost> : left >= kHalf ? dot_block<kHalf> : dot_block<1>;
+      some(queries + h * query_stride, query_stride, block, rows, size, next, h == 0, scale,
+           score + h * kSplit + at);
+      h += left >= kMost ? kMost : left >= kHalf ? kHalf : 1;
+    }
+  }
+}
+
+// Scaled dot products -> final log2 scores of keys [key, key + keys) of one head, hidden ones -infinity.
+void finish_scores(const AttentionHead& head, int64_t key, int64_t keys, float* score) {
   if (head.softcap != 0) {
     const Vec cap = Vec::set1(head.softcap), inverse_cap = Vec::set1(1.0f / head.softcap);
     for (int64_t j = 0; j < keys; j += kLanes) {  // score has room for whole registers
@@ -93,78 +184,145 @@ void decode_softmax(float* score, int64_t keys, float* max_out, float* sum_out) 
   *sum_out = reduce_add(sum);
 }
 
-// out[d] += sum over keys of weights[key] * V[key][d], Vecs registers of d at a time. Hidden keys are stepped
-// over.
-template <int Vecs, bool Masked>
-void decode_values(const AttentionHead& head, const float* values, const float* weights,
-                   const uint8_t* visible, int64_t keys, int last_width, float* out) {
-  Vec acc[Vecs];
+// out[h * out_stride + d] += sum over keys of weights[h * kSplit + key] * V[key][d] for Heads heads and Vecs
+// registers of d (the last one `width` wide). Hidden keys are stepped over. `next` are rows that will be read soon.
+template <int Heads, int Vecs, bool Masked, bool Prefetch>
+FASTMHA_NOINLINE void value_tile(Rows values, int64_t keys, int width, Rows next, const float* weights,
+                                 const uint8_t* visible, float* out, int64_t out_stride) {
+  const auto load = [width](const float* p, int v) {
+    return v + 1 < Vecs || width == kLanes ? Vec::load(p + v * kLanes) : Vec::load_n(p + v * kLanes, width);
+  };
+  Vec acc[Heads][Vecs];
   FASTMHA_UNROLL
-  for (int v = 0; v < Vecs; ++v) acc[v] = Vec::zero();
+  for (int h = 0; h < Heads; ++h) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) acc[h][v] = load(out + h * out_stride, v);
+  }
   for (int64_t j = 0; j < keys; ++j) {
+    if (Prefetch) {
+      FASTMHA_UNROLL
+      for (int d = 0; d < Vecs * kLanes; d += kLine) prefetch(next.at(j) + d);
+    }
     if (Masked && !visible[j]) continue;
-    const float* row = values + j * head.value_stride;
-    const Vec weight = Vec::set1(weights[j]);
+    Vec weight[Heads];
+    FASTMHA_UNROLL
+    for (int h = 0; h < Heads; ++h) weight[h] = Vec::set1(weights[h * kSplit + j]);
     FASTMHA_UNROLL
     for (int v = 0; v < Vecs; ++v) {
-      const Vec value = v + 1 < Vecs || last_width == kLanes ? Vec::load(row + v * kLanes)
-                                                             : Vec::load_n(row + v * kLanes, last_width);
-      acc[v] = fma(weight, value, acc[v]);
+      const Vec value = load(values.at(j), v);
+      FASTMHA_UNROLL
+      for (int h = 0; h < Heads; ++h) acc[h][v] = fma(weight[h], value, acc[h][v]);
     }
   }
   FASTMHA_UNROLL
-  for (int v = 0; v < Vecs; ++v) {
-    if (v + 1 < Vecs || last_width == kLanes) {
-      acc[v].store(out + v * kLanes);
-    } else {
-      acc[v].store_n(out + v * kLanes, last_width);
+  for (int h = 0; h < Heads; ++h) {
+    FASTMHA_UNROLL
+    for (int v = 0; v < Vecs; ++v) {
+      float* to = out + h * out_stride + v * kLanes;
+      if (v + 1 < Vecs || width == kLanes) {
+        acc[h][v].store(to);
+      } else {
+        acc[h][v].store_n(to, width);
+      }
     }
   }
 }
 
-template <bool Masked>
-void decode_output(const AttentionHead& head, int64_t key, int64_t keys, const float* weights,
-                   const uint8_t* visible, float* out) {
-  const float* values = head.value + key * head.value_stride;
+// Features [d, size) of Heads heads, Vecs registers at a time; returns the first feature that is left.
+template <int Heads, int Vecs, bool Masked>
+FASTMHA_INLINE int64_t value_tiles(int64_t d, int64_t size, Rows values, int64_t keys, Rows next, bool first,
+                                   const float* weights, const uint8_t* visible, float* out,
+                                   int64_t out_stride) {
+  const auto tile = first ? value_tile<Heads, Vecs, Masked, true> : value_tile<Heads, Vecs, Masked, false>;
+  for (int64_t width; d < size && (size - d >= Vecs * kLanes || Vecs == 1); d += Vecs * width) {
+    width = smaller(kLanes, size - d);
+    tile({values.first + d, values.stride}, keys, static_cast<int>(width), {next.first + d, next.stride},
+         weights, visible, out + d, out_stride);
+  }
+  return d;
+}
+
+// Heads heads' sums over a block of rows; `next` and `first` as in dot_block.
+template <int Heads, bool Masked>
+void value_block(int64_t size, Rows values, int64_t keys, Rows next, bool first, const float* weights,
+                 const uint8_t* visible, float* out, int64_t stride) {
+  constexpr int kMost = Heads == 1 ? 8 : 4;
   int64_t d = 0;
-  for (; d + 8 * kLanes <= head.value_dim; d += 8 * kLanes) {
-    decode_values<8, Masked>(head, values + d, weights, visible, keys, kLanes, out + d);
-  }
-  for (; d + 4 * kLanes <= head.value_dim; d += 4 * kLanes) {
-    decode_values<4, Masked>(head, values + d, weights, visible, keys, kLanes, out + d);
-  }
-  for (; d < head.value_dim; d += kLanes) {
-    const int width = static_cast<int>(smaller(kLanes, head.value_dim - d));
-    decode_values<1, Masked>(head, values + d, weights, visible, keys, width, out + d);
+  d = value_tiles<Heads, kMost, Masked>(d, size, values, keys, next, first, weights, visible, out, stride);
+  d = value_tiles<Heads, 4, Masked>(d, size, values, keys, next, first, weights, visible, out, stride);
+  d = value_tiles<Heads, 2, Masked>(d, size, values, keys, next, first, weights, visible, out, stride);
+  value_tiles<Heads, 1, Masked>(d, size, values, keys, next, first, weights, visible, out, stride);
+}
+
+// All heads' sums over `keys` rows; `after` is what will be read next. What is masked is done head by head.
+template <bool Masked>
+void outputs(int64_t heads, Rows values, int64_t keys, int64_t size, Rows after, const float* weights,
+             const uint8_t* visible, float* out, int64_t stride) {
+  // Heads that share a row's load, with 4 registers of features each.
+  constexpr int kMost = Masked ? 1 : Vec::kRegisters == 32 ? 4 : 2, kHalf = kMost >= 2 ? 2 : 1;
+  const bool one_tile = heads == 1 ? size <= 8 * kLanes : heads <= kMost && size <= 4 * kLanes;
+  const int64_t block_rows = larger(kBlock, kValueBlock / larger(1, size));
+  for (int64_t at = 0, rows; at < keys; at += rows) {
+    const int64_t left = keys - at;
+    rows = smaller(left, one_tile ? larger(kAhead, left - kAhead) : block_rows);
+    const Rows next = left > kAhead ? values.from(at + kAhead) : after.from(kAhead - left);
+    for (int64_t h = 0; h < heads;) {
+      const int64_t heads_left = heads - h;
+      const auto some = heads_left >= kMost   ? value_block<kMost, Masked>
+                        : heads_left >= kHalf ? value_block<kHalf, Masked>
+                                              : value_block<1, Masked>;
+      some(size, values.from(at), rows, next, h == 0, weights + h * kSplit + at,
+           Masked ? visible + at : nullptr, out + h * stride, stride);
+      h += heads_left >= kMost ? kMost : heads_left >= kHalf ? kHalf : 1;
+    }
   }
 }
 
 void decode(const DecodeGroup& group, int64_t index, float* state, float* scratch) {
-  for (int64_t h = 0; h < group.count; ++h) {
-    const AttentionHead& head = group.heads[h];
-    float* header = state + h * (kStateHeader + head.value_dim);
-    float* out = header + kStateHeader;
-    float* score = scratch + h * kSplit;
-    auto* visible = reinterpret_cast<uint8_t*>(scratch + group.count * kSplit);
+  const AttentionHead& head = group.heads[0];
+  const int64_t heads = group.count, state_stride = kStateHeader + head.value_dim;
+  const int64_t query_stride = padded_to_line(head.head_dim);
+  float* queries = scratch;
+  float* score = queries + heads * query_stride;
+  auto* visible = reinterpret_cast<uint8_t*>(score + heads * kSplit);
 
-    const int64_t low = larger(index * kSplit, larger(0, head.offset - head.left));
-    const int64_t high = smaller((index + 1) * kSplit, smaller(head.kv_len, head.offset + head.right + 1));
-    const int64_t keys = high - low;
+  for (int64_t h = 0; h < heads; ++h) {
+    float* header = state + h * state_stride;
     header[0] = -kInfinity;
     header[1] = 0.0f;
-    __builtin_memset(out, 0, static_cast<size_t>(head.value_dim) * sizeof(float));
-    if (keys <= 0) continue;
+    __builtin_memset(header + kStateHeader, 0, static_cast<size_t>(head.value_dim) * sizeof(float));
+  }
+  const int64_t low = larger(index * kSplit, larger(0, head.offset - head.left));
+  const int64_t high = smaller((index + 1) * kSplit, smaller(head.kv_len, head.offset + head.right + 1));
+  const int64_t keys = high - low;
+  if (keys <= 0) return;
 
-    decode_scores(head, low, keys, score);
-    if (head.weights != nullptr)
-      __builtin_memcpy(head.weights + low, score, static_cast<size_t>(keys) * sizeof(float));
-    decode_softmax(score, keys, &header[0], &header[1]);
-    if (head.mask_kind == MaskKind::kNone) {
-      decode_output<false>(head, low, keys, score, nullptr, out);
-    } else {
-      for (int64_t j = 0; j < keys; ++j) visible[j] = key_visible(head, low + j);
-      decode_output<true>(head, low, keys, score, visible, out);
+  for (int64_t h = 0; h < heads; ++h) {
+    __builtin_memcpy(queries + h * query_stride, group.heads[h].query,
+                     static_cast<size_t>(head.head_dim) * sizeof(float));
+  }
+  const Rows key_rows = Rows{head.key, head.key_stride}.from(low);
+  const Rows value_rows = Rows{head.value, head.value_stride}.from(low);
+  dots(queries, query_stride, heads, key_rows, keys, head.head_dim, value_rows, head.scale, score);
+  for (int64_t h = 0; h < heads; ++h) {
+    float* header = state + h * state_stride;
+    finish_scores(group.heads[h], low, keys, score + h * kSplit);
+    if (group.heads[h].weights != nullptr) {
+      __builtin_memcpy(group.heads[h].weights + low, score + h * kSplit,
+                       static_cast<size_t>(keys) * sizeof(float));
     }
+    decode_softmax(score + h * kSplit, keys, &header[0], &header[1]);
+  }
+  const Rows after = key_rows.from(keys);
+  float* out = state + kStateHeader;
+  if (head.mask_kind == MaskKind::kNone) {
+    outputs<false>(heads, value_rows, keys, head.value_dim, after, score, nullptr, out, state_stride);
+    return;
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    for (int64_t j = 0; j < keys; ++j) visible[j] = key_visible(group.heads[h], low + j);
+    outputs<true>(1, value_rows, keys, head.value_dim, after, score + h * kSplit, visible,
+                  out + h * state_stride, state_stride);
   }
 }
 

@@ -98,6 +98,22 @@ FASTMHA_INLINE uint32_t nonzero_bytes(const uint8_t* p) {
   return ~static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
 }
 
+// Lane i <- the sum of row i's lanes, by the same tree in each.
+FASTMHA_INLINE Vec add_lanes(const Vec (&rows)[8]) {
+  __m256 a[4], b[2];
+  FASTMHA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m256 even = rows[2 * i].reg, odd = rows[2 * i + 1].reg;
+    a[i] = _mm256_add_ps(_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+  }
+  FASTMHA_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    b[i] = _mm256_add_ps(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44),
+                         _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+  }
+  return {_mm256_add_ps(_mm256_permute2f128_ps(b[0], b[1], 0x20), _mm256_permute2f128_ps(b[0], b[1], 0x31))};
+}
+
 // Row i, lane j <-> row j, lane i. Three rounds: pairs of floats, pairs of doubles, 128-bit halves.
 FASTMHA_INLINE void transpose(Vec (&rows)[8]) {
   __m256 a[8], b[8];

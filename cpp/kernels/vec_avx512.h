@@ -87,6 +87,29 @@ FASTMHA_INLINE uint32_t nonzero_bytes(const uint8_t* p) {
   return _mm256_test_epi8_mask(bytes, bytes);
 }
 
+// Lane i <- the sum of row i's lanes, by the same tree in each: 45 instructions for all 16 sums, where
+// reduce_add takes 8 for one.
+FASTMHA_INLINE Vec add_lanes(const Vec (&rows)[16]) {
+  __m512 a[8], b[4], c[2];
+  FASTMHA_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const __m512 even = rows[2 * i].reg, odd = rows[2 * i + 1].reg;
+    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(even, odd), _mm512_unpackhi_ps(even, odd));
+  }
+  FASTMHA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m512d even = _mm512_castps_pd(a[2 * i]), odd = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd)));
+  }
+  FASTMHA_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44),
+                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xee));
+  }
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
+}
+
 // Row i, lane j <-> row j, lane i. Four rounds: pairs of floats, pairs of doubles, 128-bit quarters twice.
 FASTMHA_INLINE void transpose(Vec (&rows)[16]) {
   __m512 a[16], b[16];

@@ -109,6 +109,13 @@ FASTMHA_INLINE uint32_t nonzero_bytes(const uint8_t* p) {
   return bits;
 }
 
+// Lane i <- the sum of row i's lanes, by the same tree in each.
+FASTMHA_INLINE Vec add_lanes(const Vec (&rows)[4]) {
+  const Float4 a = rows[0].reg, b = rows[1].reg, c = rows[2].reg, d = rows[3].reg;
+  return {(Float4{a[0], b[0], c[0], d[0]} + Float4{a[2], b[2], c[2], d[2]}) +
+          (Float4{a[1], b[1], c[1], d[1]} + Float4{a[3], b[3], c[3], d[3]})};
+}
+
 // Row i, lane j <-> row j, lane i.
 FASTMHA_INLINE void transpose(Vec (&rows)[4]) {
   const Float4 a = rows[0].reg, b = rows[1].reg, c = rows[2].reg, d = rows[3].reg;

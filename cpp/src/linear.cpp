@@ -75,7 +75,7 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
   if (plan.tasks() == 0) return;
   const Workspace scratch(plan.threads, plan.scratch_bytes());
   // The same threads come to the same weights and rows in every call.
-  parallel_for_ranges(plan.tasks(), plan.threads, [&](int64_t task, int thread) {
+  parallel_for(plan.tasks(), plan.threads, [&](int64_t task, int thread) {
     const LinearTask part = plan.task(task);
     GemmBlock block;
     block.x = x.data + part.row * x.strides[0];

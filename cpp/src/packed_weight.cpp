@@ -82,7 +82,7 @@ PackedWeight::PackedWeight(const GemmKernels& kernels, const ConstView& weight, 
   // Pages come to lie on the NUMA node of the thread that writes them first; a product of few rows, which
   // reads every weight once, shares the panels out in the same way. Many rows read all of them from every
   // thread.
-  parallel_for_ranges(panels(), threads, [&](int64_t panel, int) {
+  parallel_for(panels(), threads, [&](int64_t panel, int) {
     pack_panel(weight, panel * kernels.nr, kernels.nr, data + panel * panel_floats);
   });
   for (int64_t i = 0; i < panels() * kernels.nr; ++i) {

@@ -104,15 +104,13 @@ std::atomic<bool> forked{false};
 const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
-#if defined(_OPENMP)
-// The tasks of one thread that nobody has begun. A cache line each: others touch it only to steal.
-struct alignas(64) Range {
-  std::atomic<int64_t> next;
-  int64_t end;
+// A run of consecutive tasks that one thread starts with and others help to finish. Each has a cache line of its own:
+// as long as a thread works on its own share, taking a task is an increment that nobody else wants.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
 };
-// More threads than this share one row of tasks.
-constexpr int kMaxRanges = 256;
-#endif
+constexpr int kMaxShares = 64;
 
 }  // namespace
 
@@ -139,39 +137,29 @@ int threads_for(int64_t tasks, double nanoseconds) {
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context) {
 #if defined(_OPENMP)
   if (threads > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t task = 0; task < tasks; ++task) function(context, task, omp_get_thread_num());
+    Share shares[kMaxShares];
+    const int count = std::min(threads, kMaxShares);
+    for (int i = 0; i < count; ++i) {
+      shares[i].next.store(tasks * i / count, std::memory_order_relaxed);
+      shares[i].end = tasks * (i + 1) / count;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+      const int thread = omp_get_thread_num();
+      for (int turn = 0; turn < count; ++turn) {
+        Share& share = shares[(thread + turn) % count];
+        while (share.next.load(std::memory_order_relaxed) < share.end) {
+          const int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (task < share.end) function(context, task, thread);
+        }
+      }
+    }
     return;
   }
 #else
   (void)threads;
 #endif
   for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
-}
-
-void run_ranges(int64_t tasks, int threads, TaskFunction function, void* context) {
-#if defined(_OPENMP)
-  if (threads > 1 && threads <= kMaxRanges) {
-    Range ranges[kMaxRanges];
-    for (int t = 0; t < threads; ++t) {
-      ranges[t].next.store(tasks * t / threads, std::memory_order_relaxed);
-      ranges[t].end = tasks * (t + 1) / threads;
-    }
-    // OpenMP may give fewer threads than asked for: stealing takes care of every range.
-#pragma omp parallel num_threads(threads)
-    {
-      const int thread = omp_get_thread_num();
-      for (int i = 0; i < threads; ++i) {
-        Range& range = ranges[(thread + i) % threads];
-        for (int64_t task; (task = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
-          function(context, task, thread);
-        }
-      }
-    }
-    return;
-  }
-#endif
-  run_tasks(tasks, threads, function, context);
 }
 
 }  // namespace fastmha

@@ -17,27 +17,19 @@ int threads_for(int64_t tasks, double nanoseconds);
 
 using TaskFunction = void (*)(void* context, int64_t task, int thread);
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context);
-void run_ranges(int64_t tasks, int threads, TaskFunction function, void* context);
 
 // body(task, thread) for every task in [0, tasks), thread in [0, threads). Which thread takes which task is
 // not fixed: a result must depend on the task alone. body must not throw and must not allocate.
+//
+// Each thread starts with a run of consecutive tasks of its own and helps the others when it is done. Neighbours in
+// the order of tasks should therefore be neighbours in memory: a thread that walks through it keeps the hardware's
+// prefetching in step. Handing out tasks one by one to whoever comes read 134 MB in pieces of 64 KiB at 52 GB/s, runs
+// at 60 (and 34 MB from L3 at 130 and 168). Call after call a thread also comes to the same data, which may be in its
+// caches and on its NUMA node.
 template <class Body>
 void parallel_for(int64_t tasks, int threads, Body&& body) {
   using Plain = std::remove_reference_t<Body>;
   run_tasks(
-      tasks, threads,
-      [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
-      const_cast<void*>(static_cast<const void*>(&body)));
-}
-
-// The same, but thread t of n begins with tasks [t * tasks / n, (t + 1) * tasks / n), in order, and helps the
-// others when it is done. Call after call a thread comes to the same data, which may be in its caches and on
-// its NUMA node, and the hardware prefetcher follows from task to task: a weight of 9 MB in L3 is read 4 to
-// 9% faster than by tasks in turn, 128 x 768 -> 768 gains half a point of peak.
-template <class Body>
-void parallel_for_ranges(int64_t tasks, int threads, Body&& body) {
-  using Plain = std::remove_reference_t<Body>;
-  run_ranges(
       tasks, threads,
       [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
       const_cast<void*>(static_cast<const void*>(&body)));

@@ -25,11 +25,11 @@ thread_local Buffer kept;
 
 }  // namespace
 
-Workspace::Workspace(int threads, size_t bytes_per_thread) {
+Workspace::Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes) : threads_(threads) {
   // Whole pages, so that slices share none, plus one cache line: slices a multiple of 4 KiB apart would
   // compete for the same cache sets.
   stride_ = (bytes_per_thread + kPage - 1) / kPage * kPage + 64;
-  const size_t bytes = stride_ * static_cast<size_t>(threads);
+  const size_t bytes = stride_ * static_cast<size_t>(threads) + shared_bytes;
   own_ = kept.leased;
   if (own_) {
     base_ = allocate(bytes);

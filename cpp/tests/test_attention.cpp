@@ -95,7 +95,7 @@ void run_panels(const PanelKernels& kernels, const AttentionHead& head) {
 }
 
 void run_decode(const DecodeKernels& kernels, const AttentionHead& head) {
-  std::vector<float> scratch(kernels.scratch(1), kNan);
+  std::vector<float> scratch(kernels.scratch(1, head.head_dim), kNan);
   std::vector<float> total(static_cast<size_t>(2 + head.value_dim)), piece(total);
   kernels.piece({&head, 1}, 0, total.data(), scratch.data());
   for (int64_t index = 1; index * kernels.split < head.kv_len; ++index) {
@@ -195,6 +195,37 @@ TEST(decode_sizes_around_pieces) {
         run_decode(kernels, problem.head);
         CHECK(problem.error() < kTolerance, kernels.name, " kv_len ", kv_len, " dim ", dim, " error ",
               problem.error());
+      }
+    }
+  }
+}
+
+// A head's result is its own, whoever shares its keys: every way to share out a group's heads over tiles.
+TEST(decode_heads_of_a_group_do_not_depend_on_each_other) {
+  for (const Isa* isa : runnable_isas()) {
+    const DecodeKernels& kernels = *isa->decode;
+    for (int64_t dim : {1, 15, 16, 17, 33, 64, 100, 128, 200}) {
+      for (int64_t kv_len : {int64_t{1}, int64_t{3}, int64_t{16}, int64_t{61}, int64_t{kernels.split}}) {
+        constexpr int64_t kHeads = 11;
+        Problem shared(kHeads, kv_len, dim, dim);
+        const int64_t state = 2 + dim;
+        std::vector<float> alone(static_cast<size_t>(kHeads * state));
+        std::vector<AttentionHead> heads(kHeads, shared.head);
+        std::vector<float> scratch(kernels.scratch(kHeads, dim), kNan);
+        for (int64_t h = 0; h < kHeads; ++h) {
+          heads[h].query += h * dim;
+          heads[h].weights = nullptr;
+          kernels.piece({&heads[h], 1}, 0, &alone[h * state], scratch.data());
+        }
+        for (int64_t count = 2; count <= kHeads; ++count) {
+          std::vector<float> together(static_cast<size_t>(count * state), kNan);
+          std::fill(scratch.begin(), scratch.end(), kNan);
+          kernels.piece({heads.data(), count}, 0, together.data(), scratch.data());
+          for (int64_t i = 0; i < count * state; ++i) {
+            CHECK(same_bits(together[i], alone[i]), kernels.name, " dim ", dim, " kv_len ", kv_len, " count ",
+                  count, " at ", i);
+          }
+        }
       }
     }
   }
