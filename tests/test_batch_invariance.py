@@ -13,7 +13,7 @@ from conftest import Random, assert_same_bits
 # (q_len, kv_len, head_dim): below, at and above tile edges; long enough for several key blocks and
 # decode splits.
 SIZES = [
-    (2, 2, 8), (5, 5, 64), (5, 77, 64), (16, 16, 16), (17, 33, 20), (32, 64, 64), (33, 65, 33),
+    (2, 2, 8), (5, 5, 64), (5, 77, 64), (16, 16, 16), (9, 12, 70), (16, 17, 33), (17, 33, 20), (32, 64, 64), (33, 65, 33),
     (64, 300, 24),
     (129, 129, 64), (140, 520, 32), (1, 5, 64), (1, 64, 128), (1, 700, 64), (1, 3000, 32),
 ]  # fmt: skip
@@ -180,6 +180,34 @@ def test_every_length_of_padding(options):
             assert_same_bits(out[:, :, :5], exact, f"padded to {q_len} queries, {kv_len} keys")
 
 
+@every_option
+def test_short_sequences_of_every_length(options):
+    """Each alone and all as one call, in which longer ones share lanes with none of another length."""
+    lengths = [n for n in range(1, 20)] * 2
+    query, key, value = make(len(lengths), 19, 19, 24)
+    whole = fm.scaled_dot_product_attention(query, key, value, key_lengths=lengths, **options)
+    for n, length in enumerate(lengths):
+        cut = [a[n : n + 1, :, :length] for a in (key, value)]
+        for q_len in (2, 5, 16, 19):
+            alone = fm.scaled_dot_product_attention(query[n : n + 1, :, :q_len], *cut, **options)
+            assert_same_bits(alone[0], whole[n, :, :q_len], f"{q_len} queries, {length} keys")
+
+
+def test_large_calls_write_the_same():
+    """Past some size outputs go past the caches; where one begins inside a line must not matter."""
+    arrays = [np.concatenate([a] * 450) for a in make(4, 5, 5, 64)]
+    expected = fm.scaled_dot_product_attention(*(a[:4] for a in arrays))
+    for shift in (0, 1, 4):
+        out = np.full(arrays[0].size + 16, np.nan, np.float32)[shift:][: arrays[0].size]
+        out = out.reshape(450, 4, *expected.shape[1:])
+        fm.scaled_dot_product_attention(*arrays, out=out.reshape(arrays[0].shape))
+        for repetition in out:
+            assert_same_bits(repetition, expected)
+    heads_last_out = np.empty((1800, 5, 4, 64), np.float32).transpose(0, 2, 1, 3)
+    fm.scaled_dot_product_attention(*arrays, out=heads_last_out)
+    assert_same_bits(heads_last_out, out.reshape(arrays[0].shape))
+
+
 @pytest.mark.parametrize("options", [{}, {"is_causal": True, "query_offset": 127}], ids=str)
 def test_signed_zeros_and_underflow(options):
     """Weights that underflow to 0, values of -0: a sum of zeros of either sign depends on where it
@@ -214,6 +242,9 @@ RAGGED = [
     ([3, 1, 40], [9, 30, 1]),  # a single query inside a call with longer ones
     ([130, 129], [520, 140]),
     ([1, 1, 1], [40, 700, 1]),  # every sequence has one query
+    ([5, 5, 5, 3, 16, 7], [5, 5, 5, 16, 2, 7]),  # all are short
+    ([5, 17, 16, 4, 1], [16, 16, 17, 4, 3]),  # some are
+    ([4, 0, 3], [4, 2, 0]),  # no queries, no keys
 ]
 
 

@@ -34,7 +34,19 @@ inline py::array checked_array(const char* op, const char* name, py::handle obje
   return py::reinterpret_borrow<py::array>(object);
 }
 
+// The array's own description: its accessors in py::array make an object each, 20 ns that a short call feels.
+inline const py::detail::PyArray_Proxy& fields(const py::array& array) {
+  return *py::detail::array_proxy(array.ptr());
+}
+
+// NumPy's one description of native float32; equal types may have others.
+inline PyObject* float32_descr() {
+  static PyObject* const descr = py::dtype::of<float>().release().ptr();
+  return descr;
+}
+
 inline bool is_float32(const py::array& array) {
+  if (fields(array).descr == float32_descr()) return true;
   return array.dtype().num() == py::detail::npy_api::NPY_FLOAT_ && array.dtype().byteorder() == '=';
 }
 
@@ -54,13 +66,14 @@ inline std::string shape_text(const py::array& array) {
 // Whether kernels can read the array in place: whole elements apart, aligned, last axis without gaps.
 inline bool viewable(const py::array& array) {
   const auto item = static_cast<py::ssize_t>(array.itemsize());
+  const py::ssize_t* strides = array.strides();
   if (reinterpret_cast<uintptr_t>(array.data()) % item != 0) return false;
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
-    if (array.strides(i) % item != 0) return false;
+    if (strides[i] % item != 0) return false;
   }
-  if (array.ndim() == 0 || array.size() == 0) return true;
   const py::ssize_t last = array.ndim() - 1;
-  return array.strides(last) == item || array.shape(last) <= 1;
+  if (last < 0 || strides[last] == item || array.shape()[last] <= 1) return true;
+  return array.size() == 0;
 }
 
 template <class T, class Pointer>
@@ -68,9 +81,10 @@ View<T> view_of(const py::array& array, Pointer data) {
   View<T> view;
   view.data = data;
   view.rank = static_cast<int>(array.ndim());
+  const py::ssize_t item = array.itemsize();
   for (int i = 0; i < view.rank; ++i) {
-    view.shape[i] = array.shape(i);
-    view.strides[i] = array.strides(i) / array.itemsize();
+    view.shape[i] = array.shape()[i];
+    view.strides[i] = array.strides()[i] / item;
   }
   return view;
 }
@@ -190,6 +204,25 @@ struct Output {
   py::array array;
   MutableView view;
 };
+
+// A new float32 array in C order in memory of NumPy's own. py::array_t computes strides into a vector of its own first.
+inline py::array small_array(const std::vector<py::ssize_t>& shape) {
+  const auto& numpy = py::detail::npy_api::get();
+  Py_INCREF(float32_descr());  // the call takes a reference
+  PyObject* array =
+      numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, float32_descr(), static_cast<int>(shape.size()),
+                                  shape.data(), nullptr, nullptr, 0, nullptr);
+  if (array == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(array);
+}
+
+// A new float32 array in C order for a result of that shape.
+inline py::array result_array(const std::vector<py::ssize_t>& shape) {
+  double bytes = sizeof(float);  // a double: the product of a shape that no memory holds must not wrap
+  for (py::ssize_t extent : shape) bytes *= static_cast<double>(extent);
+  if (bytes < static_cast<double>(kPooledBytes) || bytes > 0x1p62) return small_array(shape);
+  return pooled_array(shape, static_cast<size_t>(bytes));
+}
 
 inline Output float_output(const char* op, py::handle out, const std::vector<py::ssize_t>& shape,
                            const std::vector<const py::array*>& inputs, const char* name = "out") {

@@ -120,11 +120,34 @@ py::object results(py::object out, py::object weights, py::object lse) {
   return py::make_tuple(out, weights, lse);
 }
 
-py::object scaled_dot_product_attention(py::object query, py::object key, py::object value,
-                                        py::object attn_mask, py::object is_causal, py::object scale,
-                                        py::object key_lengths, py::object query_offset, py::object window,
-                                        py::object alibi_slopes, py::object softcap,
-                                        py::object return_weights, py::object return_lse, py::object out) {
+// Below this many multiply-adds (about 5 us) a call keeps the GIL: giving it up and taking it back costs 0.1 us, and more
+// when another thread is waiting for it, which then has to be woken.
+constexpr double kBriefCall = 200e3;
+
+// Releases the GIL, unless the call is brief.
+class Release {
+ public:
+  explicit Release(double multiply_adds) {
+    if (multiply_adds > kBriefCall) release_.emplace();
+  }
+
+ private:
+  std::optional<py::gil_scoped_release> release_;
+};
+
+double multiply_adds(const ConstView& query, const ConstView& key, const ConstView& value) {
+  const int last = query.rank - 1;
+  return static_cast<double>(query.size()) * static_cast<double>(key.shape[last - 1]) *
+         (1.0 + static_cast<double>(value.shape[last]) /
+                    static_cast<double>(std::max<int64_t>(1, query.shape[last])));
+}
+
+py::object scaled_dot_product_attention(PyObject* const* arguments) {
+  const py::handle query = arguments[0], key = arguments[1], value = arguments[2], attn_mask = arguments[3],
+                   is_causal = arguments[4], scale = arguments[5], key_lengths = arguments[6],
+                   query_offset = arguments[7], window = arguments[8], alibi_slopes = arguments[9],
+                   softcap = arguments[10], return_weights = arguments[11], return_lse = arguments[12],
+                   out = arguments[13];
   const char* op = "scaled_dot_product_attention";
   const Input q = float_input(op, "query", query, 2, 4);
   const int rank = q.view.rank;
@@ -164,18 +187,19 @@ py::object scaled_dot_product_attention(py::object query, py::object key, py::ob
   {
     // Every shape, length and offset is checked or copied; the arrays are kept alive by the caller's
     // references.
-    const py::gil_scoped_release release;
+    const Release release(multiply_adds(q.view, k.view, v.view));
     fastmha::scaled_dot_product_attention(with_four_axes(q.view), with_four_axes(k.view),
                                           with_four_axes(v.view), with_four_axes(o.view), params);
   }
   return results(o.array, weights, lse);
 }
 
-py::object varlen_attention(py::object query, py::object key, py::object value, py::object cu_seqlens_q,
-                            py::object cu_seqlens_k, py::object is_causal, py::object scale,
-                            py::object query_offset, py::object window, py::object alibi_slopes,
-                            py::object softcap, py::object return_weights, py::object return_lse,
-                            py::object out) {
+py::object varlen_attention(PyObject* const* arguments) {
+  const py::handle query = arguments[0], key = arguments[1], value = arguments[2],
+                   cu_seqlens_q = arguments[3], cu_seqlens_k = arguments[4], is_causal = arguments[5],
+                   scale = arguments[6], query_offset = arguments[7], window = arguments[8],
+                   alibi_slopes = arguments[9], softcap = arguments[10], return_weights = arguments[11],
+                   return_lse = arguments[12], out = arguments[13];
   const char* op = "varlen_attention";
   const Input q = float_input(op, "query", query, 3);
   const Input k = float_input(op, "key", key, 3);
@@ -312,8 +336,8 @@ py::object attention_with_kvcache(py::object query, py::object key_cache, py::ob
 }  // namespace
 
 void bind_attention(py::module_& module) {
-  module.def("scaled_dot_product_attention", &scaled_dot_product_attention);
-  module.def("varlen_attention", &varlen_attention);
+  bind_fast<14, scaled_dot_product_attention>(module, "scaled_dot_product_attention");
+  bind_fast<14, varlen_attention>(module, "varlen_attention");
   module.def("kv_cache_append", &kv_cache_append);
   module.def("attention_with_kvcache", &attention_with_kvcache);
 }

@@ -28,14 +28,6 @@ inline constexpr size_t kIdleBytes = size_t{256} << 20;
 // A float32 array in C order on pooled memory of at least that size.
 py::array pooled_array(const std::vector<py::ssize_t>& shape, size_t bytes);
 
-// A new float32 array in C order for a result of that shape.
-inline py::array result_array(const std::vector<py::ssize_t>& shape) {
-  double bytes = sizeof(float);  // a double: the product of a shape that no memory holds must not wrap
-  for (py::ssize_t extent : shape) bytes *= static_cast<double>(extent);
-  if (bytes < static_cast<double>(kPooledBytes) || bytes > 0x1p62) return py::array_t<float>(shape);
-  return pooled_array(shape, static_cast<size_t>(bytes));
-}
-
 // Unmaps all idle memory and returns how much it was; what live arrays use stays theirs.
 size_t release_idle_memory();
 size_t idle_memory();

@@ -55,6 +55,33 @@ struct DecodeGroup {
   int64_t count = 0;
 };
 
+// Heads of short sequences that share everything but where they lie: the pointers of `shared` are not used (weights
+// and lse are wanted when not null there).
+struct HeadGroup {
+  static constexpr int kHeads = 8;  // at most
+
+  AttentionHead shared;
+  bool stream = false;  // out is written past the caches
+  int count = 0;
+  const float* query[kHeads];
+  const float* key[kHeads];
+  const float* value[kHeads];
+  float* out[kHeads];
+  float* weights[kHeads];
+  float* lse[kHeads];
+};
+
+struct ShortKernels {
+  const char* name;
+  int group;  // heads that fill the lanes
+  // Heads with at most as many queries and keys, without mask, softcap and slope, give the bits that PanelKernels give.
+  int max_queries;
+  int max_keys;
+  size_t scratch;  // floats that `run` needs
+  // `next`, if not null, is what comes next: it is fetched into the cache meanwhile.
+  void (*run)(const HeadGroup& group, const HeadGroup* next, float* scratch);
+};
+
 struct PanelKernels {
   const char* name;
   int bq;  // queries per panel: two registers of lanes
@@ -83,6 +110,9 @@ extern "C" {
 extern const PanelKernels fastmha_panel_generic;
 extern const PanelKernels fastmha_panel_avx2;
 extern const PanelKernels fastmha_panel_avx512;
+extern const ShortKernels fastmha_short_generic;
+extern const ShortKernels fastmha_short_avx2;
+extern const ShortKernels fastmha_short_avx512;
 extern const DecodeKernels fastmha_decode_generic;
 extern const DecodeKernels fastmha_decode_avx2;
 extern const DecodeKernels fastmha_decode_avx512;

@@ -700,8 +700,7 @@ void write_output(const Panel& p) {
 
 void write_lse(const Panel& p) {
   for (int r = 0; r < p.rows; ++r) {
-    p.head.lse[(p.first + r) * p.head.lse_stride] =
-        p.sum[r] == 0.0f ? -kInfinity : p.max[r] * kLn2 + __builtin_logf(p.sum[r]);
+    p.head.lse[(p.first + r) * p.head.lse_stride] = log_sum_exp(p.max[r], p.sum[r]);
   }
 }
 

@@ -38,6 +38,12 @@ struct Vec {
   }
   // Lanes n.. are zero and their memory is not touched.
   static FASTMHA_INLINE Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
+  // The first N floats at p, again and again.
+  template <int N>
+  static FASTMHA_INLINE Vec repeat(const float* p) {
+    static_assert(N == kLanes, "the only one in use");
+    return load(p);
+  }
   FASTMHA_INLINE void store(float* p) const { _mm256_storeu_ps(p, reg); }
   // Past the caches; p must be a multiple of the vector's size. See stream_fence.
   FASTMHA_INLINE void stream(float* p) const { _mm256_stream_ps(p, reg); }

@@ -28,6 +28,12 @@ struct Vec {
   static FASTMHA_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   // Lanes n.. are zero and their memory is not touched.
   static FASTMHA_INLINE Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  // The first N floats at p, again and again.
+  template <int N>
+  static FASTMHA_INLINE Vec repeat(const float* p) {
+    static_assert(N == 8, "the only one in use");
+    return {_mm512_broadcast_f32x8(_mm256_loadu_ps(p))};
+  }
   FASTMHA_INLINE void store(float* p) const { _mm512_storeu_ps(p, reg); }
   // Past the caches; p must be a multiple of the vector's size. See stream_fence.
   FASTMHA_INLINE void stream(float* p) const { _mm512_stream_ps(p, reg); }

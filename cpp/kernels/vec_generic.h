@@ -42,6 +42,12 @@ struct Vec {
     }
     return r;
   }
+  // The first N floats at p, again and again.
+  template <int N>
+  static FASTMHA_INLINE Vec repeat(const float* p) {
+    static_assert(N == kLanes, "the only one in use");
+    return load(p);
+  }
   FASTMHA_INLINE void store(float* p) const { *reinterpret_cast<UnalignedFloat4*>(p) = reg; }
   FASTMHA_INLINE void stream(float* p) const { store(p); }  // no portable way past the caches
   FASTMHA_INLINE void store_n(float* p, int n) const {

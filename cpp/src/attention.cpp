@@ -33,14 +33,24 @@ void clear_weights_past_lengths(const AttentionParams& params) {
 
 void run_attention(const AttentionPlan& plan) {
   if (plan.batch == 0 || plan.heads == 0) return;
+  const Isa& isa = active_isa();
+  const bool ragged = plan.cu_seqlens_q != nullptr;
   int64_t longest = 0;
-  for (int64_t n = 0; n < plan.batch; ++n) longest = std::max(longest, plan.q_len_of(n));
+  for (int64_t n = 0; n < (ragged ? plan.batch : 1); ++n) longest = std::max(longest, plan.q_len_of(n));
   if (longest == 0) return;
   if (longest == 1) {
-    run_decode(plan, *active_isa().decode);
-  } else {
-    run_panels(plan, *active_isa().panel);
+    run_decode(plan, *isa.decode);
+    return;
   }
+  // Each sequence takes the path that suits its own lengths; both give the same bits.
+  int64_t are_short = 0;
+  const int64_t sequences = ragged || plan.key_lengths ? plan.batch : 1;
+  for (int64_t n = 0; n < sequences; ++n) are_short += takes_short(plan, *isa.short_sequences, n);
+  if (are_short > 0) run_short(plan, *isa.short_sequences);
+  if (are_short == sequences) return;
+  AttentionPlan rest = plan;
+  if (are_short > 0) rest.left_to_short = isa.short_sequences;
+  run_panels(rest, *isa.panel);
 }
 
 void scaled_dot_product_attention(const ConstView& query, const ConstView& key, const ConstView& value,

@@ -22,7 +22,7 @@ constexpr double kSmallestTaskNanoseconds = 10e3;
 class Panels {
  public:
   Panels(const AttentionPlan& plan, int bq) : plan_(plan), bq_(bq) {
-    if (plan.cu_seqlens_q == nullptr) {
+    if (plan.cu_seqlens_q == nullptr && plan.left_to_short == nullptr) {
       total_ = plan.batch * plan.heads * count(0);
       return;
     }
@@ -54,7 +54,11 @@ class Panels {
   }
 
  private:
-  int64_t count(int64_t n) const { return plan_.batch == 0 ? 0 : (plan_.q_len_of(n) + bq_ - 1) / bq_; }
+  int64_t count(int64_t n) const {
+    if (plan_.batch == 0) return 0;
+    if (plan_.left_to_short && takes_short(plan_, *plan_.left_to_short, n)) return 0;
+    return (plan_.q_len_of(n) + bq_ - 1) / bq_;
+  }
   int64_t start(int64_t n) const { return starts_.empty() ? n * plan_.heads * count(0) : starts_[n]; }
   int64_t find(int64_t panel) const {
     if (starts_.empty()) return panel / (plan_.heads * count(0));

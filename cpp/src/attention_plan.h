@@ -29,6 +29,7 @@ struct AttentionPlan {
   int64_t weights_sequence_stride = 0, weights_head_stride = 0;
   int64_t lse_sequence_stride = 0, lse_head_stride = 0;
   float* const* varlen_weights = nullptr;
+  const ShortKernels* left_to_short = nullptr;  // run_panels leaves out the sequences that these take
 
   int64_t group() const { return heads / kv_heads; }
   int64_t q_len_of(int64_t n) const {
@@ -64,6 +65,10 @@ inline constexpr double kTaskNanoseconds = 10e3;
 void run_attention(const AttentionPlan& plan);
 // Panels of queries, for any plan.
 void run_panels(const AttentionPlan& plan, const PanelKernels& kernels);
+// Groups of heads, for the sequences that are short enough.
+void run_short(const AttentionPlan& plan, const ShortKernels& kernels);
+// Whether sequence n is one of them.
+bool takes_short(const AttentionPlan& plan, const ShortKernels& kernels, int64_t n);
 // For plans in which no sequence has more than one query.
 void run_decode(const AttentionPlan& plan, const DecodeKernels& kernels);
 

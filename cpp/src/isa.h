@@ -14,6 +14,7 @@ struct Isa {
   bool (*supported)();
   const GemmKernels* gemm;
   const PanelKernels* panel;
+  const ShortKernels* short_sequences;
   const DecodeKernels* decode;
   const RowwiseKernels* rowwise;
 };

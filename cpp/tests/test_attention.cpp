@@ -105,7 +105,142 @@ void run_decode(const DecodeKernels& kernels, const AttentionHead& head) {
   kernels.finish(head, total.data());
 }
 
+// Heads of the same sizes as a group.
+void run_group(const ShortKernels& kernels, std::vector<Problem>& problems, bool stream = false) {
+  HeadGroup group;
+  group.shared = problems[0].head;
+  group.stream = stream;
+  group.count = static_cast<int>(problems.size());
+  for (int h = 0; h < group.count; ++h) {
+    const AttentionHead& head = problems[h].head;
+    group.query[h] = head.query;
+    group.key[h] = head.key;
+    group.value[h] = head.value;
+    group.out[h] = head.out;
+    group.weights[h] = head.weights;
+    group.lse[h] = head.lse;
+  }
+  std::vector<float> scratch(kernels.scratch, kNan);
+  kernels.run(group, &group, scratch.data());  // the next group may be any
+}
+
+std::vector<Problem> make_group(int count, int64_t q_len, int64_t kv_len, int64_t dim, int64_t value_dim) {
+  std::vector<Problem> problems;
+  for (int h = 0; h < count; ++h) problems.emplace_back(q_len, kv_len, dim, value_dim, h);
+  return problems;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](float x, float y) { return fastmha::test::same_bits(x, y); });
+}
+
+// The group's results are right, and bit for bit what a panel gives for each head.
+bool agrees_with_panels(const Isa* isa, std::vector<Problem>& problems) {
+  run_group(*isa->short_sequences, problems);
+  for (Problem& problem : problems) {
+    if (!(problem.error() < kTolerance)) return false;
+    const std::vector<float> out = problem.out, weights = problem.weights, lse = problem.lse;
+    run_panels(*isa->panel, problem.head);
+    if (!same_bits(out, problem.out) || !same_bits(weights, problem.weights) ||
+        !same_bits(lse, problem.lse)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
+
+TEST(short_sizes_agree_with_panels) {
+  for (const Isa* isa : runnable_isas()) {
+    const ShortKernels& kernels = *isa->short_sequences;
+    for (int64_t q_len = 1; q_len <= kernels.max_queries; ++q_len) {
+      for (int64_t kv_len : {1, 2, 3, 4, 5, 6, 7, 9, 11, 15, 16}) {
+        if (kv_len > kernels.max_keys) continue;
+        for (int64_t dim : {1, 7, 8, 15, 16, 17, 64, 100}) {
+          const int count = 1 + static_cast<int>((q_len + kv_len) % kernels.group);
+          std::vector<Problem> problems = make_group(count, q_len, kv_len, dim, dim == 7 ? 65 : dim);
+          CHECK(agrees_with_panels(isa, problems), kernels.name, " heads ", count, " q_len ", q_len,
+                " kv_len ", kv_len, " dim ", dim);
+        }
+      }
+    }
+  }
+}
+
+TEST(short_windows_and_offsets) {
+  for (const Isa* isa : runnable_isas()) {
+    for (int64_t offset : {-20, -3, -1, 0, 2, 9, 30}) {
+      for (int64_t left : {int64_t{0}, int64_t{3}, AttentionHead::kOpenSide}) {
+        for (int64_t right : {int64_t{0}, int64_t{2}, AttentionHead::kOpenSide}) {
+          std::vector<Problem> problems = make_group(isa->short_sequences->group, 7, 11, 20, 33);
+          for (Problem& problem : problems) {
+            problem.head.offset = offset;
+            problem.head.left = left;
+            problem.head.right = right;
+          }
+          CHECK(agrees_with_panels(isa, problems), isa->name, " offset ", offset, " left ", left, " right ",
+                right);
+        }
+      }
+    }
+  }
+}
+
+TEST(short_without_keys_gives_zeros) {
+  for (const Isa* isa : runnable_isas()) {
+    std::vector<Problem> problems = make_group(2, 5, 0, 16, 16);
+    run_group(*isa->short_sequences, problems);
+    for (const Problem& problem : problems) CHECK(problem.error() == 0, isa->name);
+  }
+}
+
+TEST(short_never_reads_masked_values) {
+  for (const Isa* isa : runnable_isas()) {
+    std::vector<Problem> problems = make_group(3, 6, 9, 16, 20);
+    for (Problem& problem : problems) {
+      problem.head.right = 0;
+      for (int64_t j = 6; j < 9; ++j) {
+        std::fill_n(&problem.key[j * 16], 16, kNan);
+        std::fill_n(&problem.value[j * 20], 20, j == 7 ? kNan : kInf);
+      }
+    }
+    CHECK(agrees_with_panels(isa, problems), isa->name);
+  }
+}
+
+// Outputs of any alignment and stride past the caches: the same numbers, and nothing beside them.
+TEST(short_streamed_outputs) {
+  for (const Isa* isa : runnable_isas()) {
+    for (int64_t value_dim : {1, 15, 16, 33, 64, 200}) {
+      for (int64_t gap : {0, 3, 16}) {
+        for (int64_t shift = 0; shift < 17; ++shift) {
+          std::vector<Problem> problems = make_group(isa->short_sequences->group, 5, 5, 16, value_dim);
+          run_group(*isa->short_sequences, problems);
+          std::vector<std::vector<float>> expected;
+          std::vector<std::vector<float>> memory;
+          for (Problem& problem : problems) {
+            expected.push_back(problem.out);
+            memory.emplace_back(static_cast<size_t>(shift + 5 * (value_dim + gap)), kInf);
+            problem.head.out = memory.back().data() + shift;
+            problem.head.out_stride = value_dim + gap;
+          }
+          run_group(*isa->short_sequences, problems, true);
+          for (size_t h = 0; h < problems.size(); ++h) {
+            for (int64_t at = 0; at < static_cast<int64_t>(memory[h].size()); ++at) {
+              const int64_t row = (at - shift) / (value_dim + gap), column = (at - shift) % (value_dim + gap);
+              const bool beside = at < shift || column >= value_dim;
+              CHECK(fastmha::test::same_bits(memory[h][at],
+                                             beside ? kInf : expected[h][row * value_dim + column]),
+                    isa->name, " value_dim ", value_dim, " gap ", gap, " shift ", shift, " element ", at);
+            }
+          }
+        }
+      }
+    }
+  }
+}
 
 TEST(panel_sizes_around_tile_edges) {
   for (const Isa* isa : runnable_isas()) {
