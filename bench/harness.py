@@ -1,7 +1,7 @@
-"""Runs a workload: first the answers must agree, then the rivals take turns on the clock.
+"""Runs a workload: first the answers must be right, then the rivals take turns on the clock.
 
-A workload names its arithmetic and the bytes that it must move at least; a case of it holds the
-rivals as calls without arguments, and what they should return, computed in float64.
+A workload names its arithmetic, the bytes that it must move at least, and its problem; a case of it
+holds the rivals as calls without arguments, and what they should return, computed in float64.
 """
 
 import math
@@ -9,93 +9,106 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import limits
+from bench.limits import Limits, Traffic
+from bench.problems import Attention, Problem
+from bench.results import Result, Target, Timing, Way
+from bench.rivals import OURS, Call, label, rival_of
+
+# Which threads a rival computes on, and for how long they spin after a call before they sleep, in
+# seconds: measured as the pause after which another rival is as fast as alone. fastmha and torch
+# share OpenMP's; OpenBLAS has been told to be quick (see environment.py).
+POOLS = {
+    "fastmha": ("OpenMP", 0.02),
+    "torch": ("OpenMP", 0.02),
+    "numpy": ("OpenBLAS", 0.002),
+    "onnxruntime": ("ONNX Runtime", 0.05),
+    "openvino": ("TBB", 0.002),
+}
 
 Answer = NDArray[Any]
-
-OURS = "fastmha"
-
-
-@dataclass(frozen=True)
-class Case:
-    """Rivals on the same inputs. `expected` is float64; `tolerance` is absolute and relative."""
-
-    rivals: dict[str, Callable[[], Any]]
-    expected: Answer
-    tolerance: float
+Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured: its name, its shape in words, its size, and how to make a case of it."""
+    """What is measured: its name, its shape in words, its size, and how to make its problem."""
 
     suite: str
     name: str
     flops: float  # multiply-adds twice, of what must be computed (masked pairs do not count)
-    bytes: float  # inputs, weights and outputs once each
-    make: Callable[[], Case]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call, over the rounds of one rival."""
-
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-    minimum: float
-    rounds: int
-    calls_per_round: int
+    traffic: Traffic
+    make: Callable[[], Problem]
+    target: Target = field(default_factory=Target)
+    # "at most so many times PyTorch's error": see the rule in `check_errors`
+    error_factor: float = 2.0
+    # the arithmetic of our own call without the restriction that the workload is about, if that
+    # is compared too
+    plain_flops: float | None = None
+    axis: tuple[str, int] | None = None  # of the workloads that make a curve: its name and place
+    rivals: tuple[str, ...] | None = None  # not all of them
 
 
 @dataclass
-class Result:
-    """One workload measured: timings and errors by rival, and the limits around that moment."""
+class Case:
+    """Calls on the same inputs, and the answer. `tolerance` is absolute and relative."""
 
-    workload: Workload
-    timings: dict[str, Timing]
-    errors: dict[str, float]
-    peak_gflops: float  # of the whole run, once `share_limits` has seen all results
-    peak_gbps: float
-    peak_gflops_then: float
-    slower_than: list[str] = field(default_factory=list)
-
-    def ratios(self, rival: str) -> tuple[float, float]:
-        """How many times as long the rival takes: of medians, of minima."""
-        ours, other = self.timings[OURS], self.timings[rival]
-        return other.median / ours.median, other.minimum / ours.minimum
-
-    def gflops(self, rival: str) -> float:
-        return self.workload.flops / self.timings[rival].median * 1e-9
-
-    def gbps(self, rival: str) -> float:
-        return self.workload.bytes / self.timings[rival].median * 1e-9
-
-    def share(self, rival: str) -> tuple[float, str]:
-        """Share of the limit that this workload meets first: arithmetic or memory."""
-        arithmetic = self.workload.flops / (self.peak_gflops * 1e9)
-        memory = self.workload.bytes / (self.peak_gbps * 1e9)
-        name = "FMA" if arithmetic >= memory else "read"
-        return max(arithmetic, memory) / self.timings[rival].median, name
+    calls: dict[str, Call]
+    expected: Answer
+    tolerance: float
+    checked_part: Callable[[Answer], Answer] = lambda answer: answer
+    left_out: dict[str, str] = field(default_factory=dict)  # and why
+    unchecked: tuple[str, ...] = ()  # computes something else: our plain call
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure."""
+    """How long to measure, in seconds."""
 
-    warm_up: float = 0.3  # seconds per rival
-    seconds: float = 3.0  # per rival
+    seconds: float = 3.0  # for a workload, shared by its rivals, pauses included
+    warm_up: float = 0.1  # for each of them
     round: float = 0.02  # a round repeats short calls until it is about this long
-    min_rounds: int = 9
-    settle: float = 0.004  # after a change of rival, see `_settle`
+    min_rounds: int = 5
+    max_rounds: int = 40
+    settle: float = 0.005  # after a change of rival, see `_settle`
 
 
-QUICK = Budget(warm_up=0.05, seconds=0.3, round=0.005, min_rounds=5)
+# a look, and a point of a curve
+QUICK = Budget(seconds=0.5, warm_up=0.02, round=0.005, min_rounds=2, settle=0.003)
+CURVE = Budget(seconds=1.0, warm_up=0.05, round=0.01, min_rounds=3)
+# A change of rival is over after so many calls, or seconds.
+SETTLE_CALLS = 4
+SETTLE_SECONDS = 0.03
+
+
+def make_case(workload: Workload, rivals: Iterable[ModuleType]) -> Case:
+    """The problem as every rival says it."""
+    problem = workload.make()
+    case = Case({}, problem.expected(), problem.tolerance, problem.checked_part)
+    for rival in rivals:
+        if workload.rivals is not None and rival.NAME not in workload.rivals:
+            continue
+        try:
+            for way, call in rival.calls(problem).items():
+                wrapped = call if isinstance(call, Call) else Call(call)
+                case.calls[label(rival.NAME, way)] = wrapped
+        except NotImplementedError:
+            continue
+        except Exception as error:  # a rival's limits must not stop the run; ours may not have any
+            if rival.NAME == OURS:
+                raise
+            case.left_out[rival.NAME] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        if rival.NAME == OURS and workload.plain_flops is not None:
+            assert isinstance(problem, Attention)
+            plain = label(OURS, rival.PLAIN)
+            case.calls[plain] = Call(rival.plain_call(problem))
+            case.unchecked = (plain,)
+    return case
 
 
 def as_array(answer: Any) -> Answer:
@@ -105,40 +118,85 @@ def as_array(answer: Any) -> Answer:
     return np.asarray(answer.detach() if hasattr(answer, "detach") else answer)
 
 
-def check_agreement(workload: Workload, case: Case) -> dict[str, float]:
-    """The largest error of every rival; an AssertionError where one is beyond the tolerance."""
-    errors = {}
-    for name, call in case.rivals.items():
-        answer = as_array(call())
-        if answer.shape != case.expected.shape:
-            raise AssertionError(
-                f"{workload.name}: {name} returns {answer.shape}, expected {case.expected.shape}"
-            )
-        difference = np.abs(answer - case.expected)
-        allowed = case.tolerance * (1 + np.abs(case.expected))
-        if not (difference <= allowed).all():  # also catches NaN
-            raise AssertionError(
-                f"{workload.name}: {name} is off by {np.nanmax(difference):.3g}, "
-                f"allowed {case.tolerance:.1g} (1 + |expected|)"
-            )
-        errors[name] = float(difference.max(initial=0.0))
+def error_of(case: Case, name: str) -> float:
+    """The largest error of a call; an AssertionError where it is beyond the tolerance."""
+    call = case.calls[name]
+    answer = case.checked_part(as_array(call.read(call.run())))
+    if answer.shape != case.expected.shape:
+        raise AssertionError(f"{name} returns {answer.shape}, expected {case.expected.shape}")
+    difference = np.abs(answer - case.expected)
+    allowed = case.tolerance * (1 + np.abs(case.expected))
+    if not (difference <= allowed).all():  # also catches NaN
+        raise AssertionError(
+            f"{name} is off by {np.nanmax(difference):.3g}, "
+            f"allowed {case.tolerance:.1g} (1 + |expected|)"
+        )
+    return float(difference.max(initial=0.0))
+
+
+def check_errors(workload: Workload, case: Case) -> dict[str, float]:
+    """The largest error of every way. A rival that is wrong is left out and named. We may not be
+    wrong."""
+    errors: dict[str, float] = {}
+    for name in list(case.calls):
+        if name in case.unchecked:
+            continue
+        try:
+            errors[name] = error_of(case, name)
+        except Exception as error:
+            if rival_of(name) == OURS:
+                raise AssertionError(f"{workload.name}: {error}") from error
+            case.left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            del case.calls[name]
     return errors
 
 
-def _time(call: Callable[[], Any], repeats: int) -> float:
+def check_accuracy(workload: Workload, errors: dict[str, float]) -> None:
+    """Where PyTorch takes part, our largest error may be `error_factor` times that of its ways."""
+    theirs = max((errors[name] for name in errors if rival_of(name) == "torch"), default=None)
+    ours = max(errors[name] for name in errors if rival_of(name) == OURS)
+    if theirs is not None and ours > workload.error_factor * theirs:
+        raise AssertionError(
+            f"{workload.name}: the largest error is {ours:.2g}, PyTorch's is {theirs:.2g}: more "
+            f"than {workload.error_factor:g} times as much"
+        )
+
+
+def _time(run: Run, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
-        call()
+        run()
     return time.perf_counter() - start
 
 
-def _settle(call: Callable[[], Any], seconds: float) -> None:
-    """Untimed calls after a change of rival: the pool of the one before may still spin on the cores
-    for some milliseconds, and this one's own threads may be asleep."""
-    deadline = time.perf_counter() + seconds
-    call()
-    while time.perf_counter() < deadline:
-        call()
+def _settle(run: Run, seconds: float) -> None:
+    """Untimed calls: this one's own threads may be asleep, its data out of the caches."""
+    start = time.perf_counter()
+    calls, elapsed = 0, 0.0
+    while elapsed < seconds or (calls < SETTLE_CALLS and elapsed < SETTLE_SECONDS):
+        run()
+        calls, elapsed = calls + 1, time.perf_counter() - start
+
+
+class _Pools:
+    """Waits until the threads of the rival before sleep: while they spin for more work, whoever
+    comes next has to share the cores with them and takes up to four times as long."""
+
+    def __init__(self) -> None:
+        self.last: tuple[str, float] = "", 0.0
+
+    def change_to(self, name: str) -> None:
+        pool = POOLS.get(rival_of(name), ("", 0.0))
+        if pool[0] != self.last[0]:
+            time.sleep(self.last[1])
+        self.last = pool
+
+    @staticmethod
+    def pauses(names: Iterable[str]) -> float:
+        """Seconds of all pauses in a round."""
+        return sum(
+            dict(POOLS[rival_of(name)] for name in names if rival_of(name) in POOLS).values()
+        )
 
 
 def _timing(samples: Sequence[float], calls: int) -> Timing:
@@ -146,59 +204,106 @@ def _timing(samples: Sequence[float], calls: int) -> Timing:
     return Timing(median, lower, upper, min(samples), len(samples), calls)
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """How one call takes part: so many calls a round, in so many of the rounds."""
+
+    run: Run
+    repeats: int
+    seconds: float  # of a round of it, settling included
+
+
+def _plan(case: Case, budget: Budget) -> tuple[dict[str, _Turns], int]:
+    """The answers were checked just before: every call has run once."""
+    turns = {}
+    for name, call in case.calls.items():
+        once = _time(call.run, 1)
+        if once < budget.warm_up:
+            _settle(call.run, budget.warm_up)
+            once = min(_time(call.run, 1) for _ in range(3))
+        repeats = max(1, math.ceil(budget.round / max(once, 1e-9)))
+        settling = max(budget.settle, min(SETTLE_CALLS * once, SETTLE_SECONDS + once))
+        turns[name] = _Turns(call.run, repeats, once * repeats + settling)
+    everybody = sum(turn.seconds for turn in turns.values()) + _Pools.pauses(turns)
+    rounds = min(budget.max_rounds, max(budget.min_rounds, int(budget.seconds / everybody)))
+    return turns, rounds
+
+
 def measure(case: Case, budget: Budget) -> dict[str, Timing]:
-    """All rivals in turn, round after round; who starts changes from round to round."""
-    names = list(case.rivals)
-    calls = {}
-    slowest_round = 0.0
-    for name in names:
-        call = case.rivals[name]
-        _settle(call, budget.warm_up)
-        once = min(_time(call, 1) for _ in range(3))
-        calls[name] = max(1, math.ceil(budget.round / max(once, 1e-9)))
-        slowest_round = max(slowest_round, once * calls[name] + budget.settle)
-    rounds = max(budget.min_rounds, int(budget.seconds / slowest_round))
+    """All in turn, round after round; who starts changes from round to round. One that is so slow
+    that `min_rounds` of it take longer than the budget sits out some of the rounds, not less than
+    three."""
+    turns, rounds = _plan(case, budget)
+    names = list(turns)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
+    pools = _Pools()
+    for number in range(rounds):
+        first = number % len(names)
         for name in names[first:] + names[:first]:
-            _settle(case.rivals[name], budget.settle)
-            samples[name].append(_time(case.rivals[name], calls[name]) / calls[name])
-    return {name: _timing(samples[name], calls[name]) for name in names}
+            turn = turns[name]
+            affordable = max(3, int(budget.seconds / turn.seconds))
+            if len(samples[name]) >= affordable:
+                continue
+            pools.change_to(name)
+            _settle(turn.run, budget.settle)
+            samples[name].append(_time(turn.run, turn.repeats) / turn.repeats)
+    return {name: _timing(samples[name], turns[name].repeats) for name in names}
 
 
-def run(workload: Workload, threads: int, budget: Budget) -> Result:
-    """Agreement, this moment's limits, then the clock."""
-    case = workload.make()
-    errors = check_agreement(workload, case)
-    # Data that fits a cache is read at the cache's speed: compare with reads of as many bytes.
-    megabytes = min(limits.MEMORY_MEGABYTES, max(1, round(workload.bytes / 1e6)))
-
-    def limits_now() -> tuple[float, float]:
-        return limits.flops(threads), limits.read_bandwidth(threads, megabytes)
-
-    before = limits_now()
+def run(
+    workload: Workload,
+    rivals: Iterable[ModuleType],
+    limits: Limits,
+    budget: Budget,
+    *,
+    lenient: bool = False,
+) -> Result:
+    """The answers, this moment's limits, then the clock. Wrong answers of ours are a result too,
+    one without times; so are inaccurate ones, unless `lenient` asks for their times."""
+    result = Result(
+        suite=workload.suite,
+        name=workload.name,
+        flops=workload.flops,
+        bytes_read=workload.traffic.read,
+        bytes_written=workload.traffic.written,
+        target=workload.target,
+        plain_flops=workload.plain_flops,
+        axis=workload.axis,
+        error_factor=workload.error_factor,
+        stream=workload.traffic.stream,
+    )
+    case = make_case(workload, rivals)
+    try:
+        errors = check_errors(workload, case)
+        if not lenient:
+            check_accuracy(workload, errors)
+    except AssertionError as error:
+        result.failure = str(error)
+        return result
+    finally:
+        result.left_out = case.left_out
+    limits.around(workload.traffic)
     timings = measure(case, budget)
-    peak_gflops, peak_gbps = map(max, before, limits_now())
-    result = Result(workload, timings, errors, peak_gflops, peak_gbps, peak_gflops)
-    rivals = [name for name in timings if name != OURS]
-    result.slower_than = [name for name in rivals if result.ratios(name)[0] < 1]
+    limits.around(workload.traffic)
+    result.peak_then = max(limits.fma[-2:])
+    result.peak_gflops = limits.peak_fma
+    result.peak_gbps = limits.bandwidth(workload.traffic)
+    result.ways = {name: Way(timings[name], errors.get(name)) for name in timings}
     return result
 
 
-def share_limits(results: Sequence[Result]) -> None:
-    """Neighbours on the host can only lower a measured peak: the highest of the run is the limit.
-    What it was around each workload stays in `peak_gflops_then`, to tell a disturbed minute."""
-    peak = max((result.peak_gflops_then for result in results), default=0.0)
-    for result in results:
-        result.peak_gflops = peak
+def select(
+    workloads: Iterable[Workload], suites: Sequence[str], only: Sequence[str]
+) -> list[Workload]:
+    """Those of the suites (all when none is named), and with one of `only` in their name; `=name`
+    is the whole name."""
 
+    def named(name: str, text: str) -> bool:
+        return name == text[1:] if text.startswith("=") else text.lower() in name.lower()
 
-def select(workloads: Iterable[Workload], suite: str | None, only: str | None) -> list[Workload]:
-    """Those of a suite, and with `only` in their name."""
     return [
         workload
         for workload in workloads
-        if suite in (None, workload.suite)
-        and (only is None or only.lower() in workload.name.lower())
+        if (not suites or workload.suite in suites)
+        and (not only or any(named(workload.name, text) for text in only))
     ]

@@ -1,7 +1,8 @@
-"""The limits of this machine: fused multiply-adds per second, and bytes read per second.
+"""The limits of this machine: multiply-adds per second, and bytes moved per second.
 
-cpp/peak.cpp is compiled once per compiler and source, with the C++ compiler at hand, into a cache
-folder. It runs as a process of its own, so that its threads never meet those of the rivals.
+cpp/peak.cpp is compiled once per compiler, source and instruction set, with the C++ compiler at
+hand, into a cache folder. It runs as a process of its own, so that its threads never meet those of
+the rivals.
 """
 
 import hashlib
@@ -9,13 +10,24 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "cpp" / "peak.cpp"
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp"]
+FLAGS = ("-std=c++17", "-O3", "-fopenmp")
+# The peak is that of the instructions that fastmha uses: FASTMHA_ISA=avx2 is compared with AVX2's.
+# `generic` multiplies and adds apart, as any x86-64 can.
+ISA_FLAGS = {
+    "avx512": ("-march=native", "-mprefer-vector-width=512"),
+    "avx2": ("-mavx2", "-mfma"),
+    "generic": (),
+}
 # Far more than any cache that a core can call its own.
 MEMORY_MEGABYTES = 1024
+# How many bytes are read for each that is written: bandwidth is measured with the nearest of these.
+STREAMS = {"read": float("inf"), "add": 2.0, "copy": 1.0}
 
 
 def _cache_folder() -> Path:
@@ -33,35 +45,87 @@ def _cpu() -> str:
 
 
 @cache
-def _program() -> Path:
+def _program(isa: str) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("bench: no C++ compiler found (c++ or g++, or name one in CXX)")
+    flags = (*FLAGS, *ISA_FLAGS[isa])
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    recipe = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, version.stdout, _cpu()])
+    recipe = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, version.stdout, _cpu()])
     program = _cache_folder() / f"peak-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=program.parent) as folder:
             built = Path(folder) / "peak"
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(built)], check=True)
+            subprocess.run([compiler, *flags, str(SOURCE), "-o", str(built)], check=True)
             built.replace(program)  # atomic: two runs at once do not see half a file
     return program
 
 
-def _run(*arguments: object) -> float:
-    command = [str(_program()), *map(str, arguments)]
+def _run(isa: str, *arguments: object) -> float:
+    command = [str(_program(isa)), *map(str, arguments)]
     # Each of its threads on a CPU of its own: two on one would measure half a machine.
     environment = {**os.environ, "OMP_PROC_BIND": "spread", "OMP_PLACES": "threads"}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(result.stdout)
 
 
-def flops(threads: int) -> float:
-    """GFLOP/s of fp32 FMA on `threads` threads, the best of a few short runs."""
-    return _run("flops", threads)
+@dataclass(frozen=True)
+class Traffic:
+    """The bytes that a call must move at least: each input, weight and output once."""
+
+    read: float
+    written: float
+
+    @property
+    def total(self) -> float:
+        return self.read + self.written
+
+    @property
+    def stream(self) -> str:
+        """The pattern that comes nearest: reading alone, two read for one written, as many."""
+        if self.written < 0.1 * self.read:
+            return "read"
+        return "add" if self.read >= 1.5 * self.written else "copy"
+
+    @property
+    def megabytes(self) -> int:
+        """Data that fits a cache moves at the cache's speed: compare with as many bytes."""
+        return min(MEMORY_MEGABYTES, max(1, round(self.total / 1e6)))
 
 
-def read_bandwidth(threads: int, megabytes: int = MEMORY_MEGABYTES) -> float:
-    """GB/s of plain reads over a buffer of that size, the best of a few passes."""
-    return _run("read", threads, max(1, megabytes))
+class Limits:
+    """Measures limits and remembers the best: neighbours on the host can only lower them."""
+
+    def __init__(self, isa: str, threads: int) -> None:
+        self.isa = isa
+        self.threads = threads
+        self.fma: list[float] = []  # GFLOP/s, every measurement in order
+        self.bandwidths: dict[tuple[str, int], float] = {}  # GB/s by stream and megabytes
+
+    def measure_fma(self) -> float:
+        self.fma.append(_run(self.isa, "flops", self.threads))
+        return self.fma[-1]
+
+    def measure_bandwidth(self, stream: str, megabytes: int) -> float:
+        found = _run(self.isa, stream, self.threads, megabytes)
+        best = max(found, self.bandwidths.get((stream, megabytes), 0.0))
+        self.bandwidths[stream, megabytes] = best
+        return best
+
+    def around(self, traffic: Traffic) -> None:
+        """Before and after a workload."""
+        self.measure_fma()
+        self.measure_bandwidth(traffic.stream, traffic.megabytes)
+
+    @property
+    def peak_fma(self) -> float:
+        return max(self.fma)
+
+    def bandwidth(self, traffic: Traffic) -> float:
+        return self.bandwidths[traffic.stream, traffic.megabytes]
+
+
+def disturbed(peaks: Sequence[float]) -> bool:
+    """Somebody else used the machine: the peak sank somewhere along the run."""
+    return bool(peaks) and min(peaks) < 0.9 * max(peaks)

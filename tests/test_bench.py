@@ -1,8 +1,12 @@
-"""The benchmark harness: it refuses to time wrong answers; its command leaves JSON."""
+"""The benchmark: it refuses to time wrong answers, its rivals agree, its reports hold everything.
+
+No assertion is about speed.
+"""
 
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,62 +15,340 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def harness(monkeypatch):
+@pytest.fixture(autouse=True)
+def from_checkout(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)  # bench runs from the checkout, it is not installed
+
+
+def case_of(**answers):
     from bench import harness
+    from bench.rivals import Call
 
-    return harness
-
-
-def case_of(harness, **rivals):
-    calls = {name: (lambda answer=answer: answer) for name, answer in rivals.items()}
+    calls = {name: Call(lambda answer=answer: answer) for name, answer in answers.items()}
     return harness.Case(calls, np.zeros(3), tolerance=1e-6)
 
 
-def workload_of(harness):
-    return harness.Workload("linear", "a workload", 1.0, 1.0, lambda: None)
+def workload_of(**changes):
+    from bench import harness
+    from bench.limits import Traffic
+
+    return harness.Workload("linear", "a workload", 1e9, Traffic(3e6, 1e6), lambda: None, **changes)
 
 
-def test_wrong_answers_are_not_timed(harness):
+def result_of(name="a workload", **times):
+    """A result with made-up times, in seconds, of 1 GFLOP and 4 MB: limits of 10 ms each."""
+    from bench.results import Result, Target, Timing, Way
+
+    return Result(
+        "linear",
+        name,
+        1e9,
+        3e6,
+        1e6,
+        "add",
+        Target(torch=2.0, share=0.5),
+        ways={
+            way.replace("_", ": "): Way(Timing(t, 0.9 * t, 1.1 * t, 0.8 * t, 9, 2), 1e-7)
+            for way, t in times.items()
+        },
+        peak_gflops=100.0,
+        peak_gbps=0.1,
+        peak_then=100.0,
+    )
+
+
+def run_of(*results):
+    from bench.results import Run
+
+    machine = {
+        "date": "2026-01-02T03:04:05+00:00",
+        "platform": "Linux",
+        "python": "3.11",
+        "memory_gib": 8,
+        "cpus": 2,
+        "threads": 2,
+        "fastmha": {"cpu": "a CPU", "isa": "avx2", "compiler": "GCC 12", "version": "1"},
+        "versions": {"fastmha": "1", "torch": "2", "numpy": "2"},
+        "missing": ["openvino"],
+        "blas": "openblas",
+        "memory_gbps": {"read": 80.0, "add": 70.0, "copy": 60.0},
+        "quick": False,
+        "seconds": 9,
+    }
+    threads = [
+        {"name": "a", "rival": "fastmha", "threads": n, "median": 1 / n, "limit": "FMA"}
+        for n in (1, 2)
+    ]
+    return Run(machine, list(results), threads, [{"name": "a", "alone": 1.0, "beside": 1.05}])
+
+
+# ---- harness -------------------------------------------------------------------------------------
+
+
+def test_wrong_answers_are_not_timed():
+    from bench import harness
+
     good = np.full(3, 5e-7, np.float32)
-    errors = harness.check_agreement(workload_of(harness), case_of(harness, fastmha=good))
+    errors = harness.check_errors(workload_of(), case_of(fastmha=good))
     assert errors == {"fastmha": pytest.approx(5e-7)}
     for wrong in (np.full(3, 1e-3), np.array([0, np.nan, 0]), np.zeros(4)):
-        case = case_of(harness, fastmha=good, numpy=wrong)
-        with pytest.raises(AssertionError, match="a workload: numpy"):
-            harness.check_agreement(workload_of(harness), case)
+        with pytest.raises(AssertionError, match="a workload: fastmha"):
+            harness.check_errors(workload_of(), case_of(fastmha=wrong))
+        case = case_of(fastmha=good, numpy=wrong)  # a rival's mistake is named, and not timed
+        assert list(harness.check_errors(workload_of(), case)) == ["fastmha"]
+        assert list(case.calls) == ["fastmha"]
+        assert list(case.left_out) == ["numpy"]
 
 
-def test_timing_of_rivals(harness):
-    case = case_of(harness, fastmha=np.zeros(3), numpy=np.zeros(3))
-    timings = harness.measure(case, harness.Budget(1e-3, 1e-2, 1e-4, 5, 1e-4))
-    assert list(timings) == ["fastmha", "numpy"]
+def test_inaccurate_answers_are_not_timed():
+    from bench import harness
+
+    errors = {"fastmha": 2.5e-7, "torch: one way": 1e-7, "torch": 5e-8, "numpy": 1e-9}
+    harness.check_accuracy(workload_of(error_factor=4.0), errors)
+    with pytest.raises(AssertionError, match="more than 2 times"):
+        harness.check_accuracy(workload_of(), errors)
+    harness.check_accuracy(workload_of(), {"fastmha": 1.0, "numpy": 1e-9})  # no torch, no rule
+
+
+def test_timing_takes_turns():
+    from bench import harness
+
+    case = case_of(fastmha=np.zeros(3), torch=np.zeros(3), numpy=np.zeros(3))
+    budget = harness.Budget(seconds=0.05, warm_up=1e-3, round=1e-4, settle=1e-4)
+    timings = harness.measure(case, budget)
+    assert list(timings) == ["fastmha", "torch", "numpy"]
     for timing in timings.values():
         ordered = [timing.minimum, timing.lower_quartile, timing.median, timing.upper_quartile]
         assert ordered == sorted(ordered)
         assert timing.minimum > 0
-        assert timing.rounds >= 5
+        assert timing.rounds >= 3
 
 
-def test_command(tmp_path):
-    """One small workload from the command line to the JSON, limits included."""
-    path = tmp_path / "results.json"
-    command = [sys.executable, "-m", "bench", "--quick", "--only", "attention 1 x 8 x 5 x 64"]
-    result = subprocess.run(
-        [*command, "--threads", "1", "--json", str(path)],
+def test_selection():
+    from bench import harness, workloads
+
+    every = list(workloads.every())
+    names = [(workload.suite, workload.name) for workload in every]
+    assert len(set(names)) == len(names)
+    assert {suite for suite, _ in names} == set(workloads.SUITES)
+    (found,) = harness.select(every, ["attention"], ["=attention 1 x 8 x 512 x 64"])
+    assert found.flops == 4 * 8 * 512**2 * 64
+    assert len(harness.select(every, ["linear", "norm"], [])) == 18
+    assert harness.select(every, [], ["no such thing"]) == []
+
+
+def test_every_target_of_the_suites_can_be_judged():
+    from bench import workloads
+
+    for workload in workloads.every():
+        assert workload.flops > 0, workload.name
+        assert workload.traffic.total > 0, workload.name
+        assert workload.traffic.stream in ("read", "add", "copy"), workload.name
+
+
+# ---- rivals --------------------------------------------------------------------------------------
+
+
+def small_problems():
+    """One of each kind that the workloads make, small."""
+    from dataclasses import replace
+
+    from bench.workloads import attention, blocks, norm
+    from bench.workloads.attention import Shape
+
+    shape = Shape(2, 4, 9, 8)
+    plain = shape.problem(with_out=True)
+    yield "plain", plain
+    yield "causal", shape.problem(is_causal=True)
+    yield "views", attention.as_views(plain)
+    yield "key lengths", shape.problem(key_lengths=np.array([9, 4]))
+    yield "window", shape.problem(window=(3, 0))
+    yield "alibi", shape.problem(is_causal=True, slopes=attention.slopes(4))
+    yield "softcap", shape.problem(softcap=3.0)
+    yield "bool mask", attention.with_random_mask(plain)
+    yield "float mask", attention.with_bias(plain)
+    yield "gqa", replace(shape, kv_heads=2).problem()
+    yield "dk != dv", replace(shape, value_dim=24).problem()
+    for name in norm.FLOPS:
+        yield name, norm.rows(name, 128, 40).make()
+    for kind in ("attention", "encoder", "decoder"):
+        yield kind, blocks.block(kind, blocks.Size(16, 2, 24), 2, 5, None).make()
+
+
+def without_gradients():
+    try:
+        import torch
+    except ImportError:
+        return nullcontext()
+    return torch.inference_mode()
+
+
+@pytest.mark.parametrize("name", ["fastmha", "torch", "numpy", "onnxruntime", "openvino"])
+def test_rivals_agree(name, monkeypatch):
+    """On every kind of problem, with what is installed."""
+    from bench import harness, rivals
+
+    monkeypatch.setenv("FASTMHA_BENCH_FLEX", "0")  # compiles for a minute
+    if name == "torch":
+        pytest.importorskip("bench.rivals.torch")
+        monkeypatch.setattr("bench.rivals.torch.prepare", lambda threads: None)
+    elif name in rivals.OPTIONAL:
+        from importlib.util import find_spec
+
+        if find_spec(name) is None:
+            return  # an optional rival, not a skipped test: the benchmark leaves it out too
+    found, missing = rivals.load([name], 2)
+    assert missing == []
+    (rival,) = found
+    assert name == rival.NAME
+    assert rival.version()
+    for what, problem in small_problems():
+        try:
+            calls = rival.calls(problem)
+        except NotImplementedError:
+            assert name not in ("fastmha", "torch", "numpy"), what
+            continue
+        case = harness.Case({}, problem.expected(), problem.tolerance, problem.checked_part)
+        for way, call in calls.items():
+            case.calls[way] = call if isinstance(call, rivals.Call) else rivals.Call(call)
+            with without_gradients():
+                harness.error_of(case, way)
+
+
+def test_ragged_rivals_agree():
+    from bench import harness, problems, rivals
+
+    rng = np.random.default_rng(0)
+    arrays = (rng.standard_normal((11, 2, 8), dtype=np.float32) for _ in range(3))
+    problem = problems.Ragged(*arrays, (5, 4, 2))
+    workload = workload_of(rivals=("fastmha", "torch", "numpy"))
+    found, _ = rivals.load(["fastmha", "numpy"], 2)
+    from dataclasses import replace
+
+    case = harness.make_case(replace(workload, make=lambda: problem), found)
+    assert set(harness.check_errors(workload, case)) == {"fastmha", "numpy: one by one"}
+    assert case.left_out == {}
+
+
+def test_absent_rivals_are_named(monkeypatch):
+    from bench import rivals
+
+    monkeypatch.setitem(sys.modules, "bench.rivals.torch", None)
+    monkeypatch.setitem(sys.modules, "bench.rivals.openvino", None)
+    found, missing = rivals.load(["fastmha", "torch", "numpy", "openvino"], 2)
+    assert [rival.NAME for rival in found] == ["fastmha", "numpy"]
+    assert missing == ["torch", "openvino"]
+
+
+def test_a_rival_that_breaks_is_left_out():
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from bench import harness, rivals
+    from bench.workloads import norm
+
+    def broken(problem):
+        raise RuntimeError("no such operation\nand much more")
+
+    workload = replace(workload_of(), make=lambda: norm.rows("softmax", 8, 8).make())
+    found, _ = rivals.load(["fastmha"], 2)
+    case = harness.make_case(workload, [*found, SimpleNamespace(NAME="torch", calls=broken)])
+    assert case.left_out == {"torch": "RuntimeError: no such operation"}
+    assert set(case.calls) == {"fastmha", "fastmha: out="}
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def test_what_follows_from_times():
+    result = result_of(fastmha=0.05, fastmha_plain=0.04, torch=0.07, torch_mask=0.06, numpy=0.03)
+    assert result.ours == "fastmha: plain"
+    assert result.against("torch") == pytest.approx(1.5)  # the fastest ways of both
+    assert result.against("openvino") is None
+    assert result.slower_than == ["numpy"]
+    assert result.limit == "read+write"  # 4 MB at 0.1 GB/s are 40 ms, 1 GFLOP at 100 only 10
+    assert result.share(result.ours) == pytest.approx(1.0)
+    speed, share = result.verdicts
+    assert not speed.reached
+    assert share.reached
+
+
+def test_json_round_trip(tmp_path):
+    from bench import results
+    from bench.limits import Traffic
+
+    failed = result_of("failed")
+    failed.failure, failed.left_out = "is off by 1", {"openvino": "RuntimeError"}
+    curve = result_of("point", fastmha=0.1)
+    curve.axis = ("by length", 16)
+    run = run_of(result_of(fastmha=0.05, torch=0.1), failed, curve)
+    results.write(tmp_path / "results.json", run)
+    again = results.read(tmp_path / "results.json")
+    assert again == run
+    assert [r.name for r in again.measured] == ["a workload"]
+    assert [r.name for r in again.curves] == ["point"]
+    assert [r.name for r in again.failures] == ["failed"]
+    (tmp_path / "old.json").write_text('{"results": []}')
+    with pytest.raises(ValueError, match="schema"):
+        results.read(tmp_path / "old.json")
+    assert Traffic(1e12, 1).megabytes == 1024
+
+
+def test_later_runs_replace_earlier_ones():
+    from bench import results
+
+    first = run_of(result_of("one", fastmha=1.0), result_of("two", fastmha=1.0))
+    second = run_of(result_of("two", fastmha=2.0))
+    second.threads = []
+    merged = results.merged([first, second])
+    assert [r.median(r.ours) for r in merged.results] == [1.0, 2.0]
+    assert merged.threads == first.threads
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def bench(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_command(tmp_path):
+    """One small workload from the command line to the JSON and the page, limits included."""
+    path, page = tmp_path / "results.json", tmp_path / "report.html"
+    result = bench(
+        *("--quick", "--only", "=attention 1 x 8 x 5 x 64", "--rivals", "torch,numpy"),
+        *("--threads", "1", "--json", str(path), "--html", str(page)),
+    )
     assert result.returncode == 0, result.stderr
+    assert "[1/1] attention 1 x 8 x 5 x 64" in result.stderr
     assert "fastmha" in result.stdout
     document = json.loads(path.read_text(encoding="utf-8"))
+    assert document["schema"] == 2
     assert document["machine"]["threads"] == 1
     assert document["machine"]["fastmha"]["isa"]
     (record,) = document["results"]
     assert record["peak_gflops"] > 0
     assert record["peak_gbps"] > 0
-    assert set(record["rivals"]) == {"fastmha", "torch", "numpy"}
-    assert all(rival["gflops"] > 0 for rival in record["rivals"].values())
+    assert set(record["ways"]) >= {"fastmha", "torch", "numpy"}
+    assert all(way["timing"]["median"] > 0 for way in record["ways"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--list", "--suite", "norm"], 0, "gelu 4096 x 768"),
+        (["--only", "no such thing"], 2, "--list names them"),
+        (["--threads", "0"], 2, "at least 1"),
+        (["--rivals", "mkl"], 2, "unknown mkl"),
+    ],
+)
+def test_command_line(arguments, status, words):
+    result = bench(*arguments)
+    assert result.returncode == status
+    assert words in result.stdout + result.stderr

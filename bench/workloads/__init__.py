@@ -1,1 +1,21 @@
-"""What is measured, one file per suite; each offers ``workloads()``."""
+"""What is measured. A module has `workloads()`; problems are made when they are needed."""
+
+from collections.abc import Iterator
+
+from bench.harness import Workload
+from bench.workloads import attention, blocks, curves, decode, linear, norm
+
+# suite -> module, in the order in which they run
+SUITES = {
+    "attention": attention,
+    "decode": decode,
+    "linear": linear,
+    "norm": norm,
+    "blocks": blocks,
+    "scaling": curves,
+}
+
+
+def every() -> Iterator[Workload]:
+    for module in SUITES.values():
+        yield from module.workloads()

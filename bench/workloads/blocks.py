@@ -1,139 +1,105 @@
-"""MultiHeadAttention, encoder and decoder blocks beside torch.nn with the same weights.
+"""MultiHeadAttention, encoder and decoder blocks (norms behind the sublayers, ReLU)."""
 
-torch's encoder layer and attention have a fused inference path; it is measured with and without.
-The expected answers are torch's own modules in float64.
-"""
+from dataclasses import dataclass
 
-import copy
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import numpy as np
 
-import fastmha as fm
-import torch
-from torch import nn
+from bench import problems
+from bench.harness import Workload
+from bench.limits import Traffic
+from bench.results import Target
 
-from bench.harness import OURS, Case, Workload
-
-D_MODEL, HEADS, D_FF = 512, 8, 2048
-# batch, length
-BLOCK_SHAPES = [(1024, 5), (1, 128), (4, 512)]
-# Sums of up to D_FF products, behind norms that bring everything back to the size of 1.
-TOLERANCE = 2.0**-24 * D_FF
+SUITE = "blocks"
+SHAPES = [(1024, 5), (1, 5), (1, 128), (32, 100), (4, 512)]  # batch, length
+ENCODER = dict(zip(SHAPES, (1.7, 5, 1.5, 1.7, 1.4), strict=True))  # times as fast as PyTorch
+DECODER = dict(zip(SHAPES, (2, 5, 1.6, 1.8, 1.8), strict=True))
 
 
-def torch_rivals(call: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
-    """The same call with torch's fused inference path and without it."""
+@dataclass(frozen=True)
+class Size:
+    d_model: int
+    heads: int
+    d_ff: int
 
-    def with_fast_path(enabled: bool) -> Any:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-        return call()
+    def __str__(self) -> str:
+        return f"{self.d_model}/{self.heads}/{self.d_ff}"
 
-    return {
-        "torch": partial(with_fast_path, True),
-        "torch, no fast path": partial(with_fast_path, False),
-    }
+    def attention_state(self, prefix: str, rng: np.random.Generator) -> dict[str, problems.Array]:
+        d = self.d_model
+        return {
+            f"{prefix}in_proj_weight": matrix(rng, 3 * d, d),
+            f"{prefix}in_proj_bias": vector(rng, 3 * d),
+            f"{prefix}out_proj.weight": matrix(rng, d, d),
+            f"{prefix}out_proj.bias": vector(rng, d),
+        }
 
-
-def in_float64(module: nn.Module, *inputs: torch.Tensor, **options: Any) -> Any:
-    double = copy.deepcopy(module).double()
-    options = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    answer = double(*(tensor.double() for tensor in inputs), **options)
-    return (answer[0] if isinstance(answer, tuple) else answer).numpy()
-
-
-def randn(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def make_attention(batch: int, length: int) -> Case:
-    torch.manual_seed(0)
-    module = nn.MultiheadAttention(D_MODEL, HEADS, batch_first=True).eval()
-    x = randn(batch, length, D_MODEL)
-    ours, array = fm.MultiHeadAttention.from_torch(module), x.numpy()
-    return Case(
-        {
-            OURS: lambda: ours(array),
-            **torch_rivals(lambda: module(x, x, x, need_weights=False)),
-        },
-        in_float64(module, x, x, x, need_weights=False),
-        TOLERANCE,
-    )
+    def block_state(self, kind: str) -> dict[str, problems.Array]:
+        """Weights with torch.nn's names, of the size that torch.nn draws."""
+        rng = np.random.default_rng(0)
+        if kind == "attention":
+            return self.attention_state("", rng)
+        state = self.attention_state("self_attn.", rng)
+        if kind == "decoder":
+            state |= self.attention_state("multihead_attn.", rng)
+        for name, shape in (
+            ("linear1", (self.d_ff, self.d_model)),
+            ("linear2", (self.d_model, self.d_ff)),
+        ):
+            state |= {f"{name}.weight": matrix(rng, *shape), f"{name}.bias": vector(rng, shape[0])}
+        for number in (1, 2, 3) if kind == "decoder" else (1, 2):
+            ones = np.ones(self.d_model, np.float32)
+            state |= {f"norm{number}.weight": ones, f"norm{number}.bias": vector(rng, self.d_model)}
+        return state
 
 
-def make_encoder(batch: int, length: int) -> Case:
-    torch.manual_seed(0)
-    module = nn.TransformerEncoderLayer(D_MODEL, HEADS, D_FF, batch_first=True).eval()
-    x = randn(batch, length, D_MODEL)
-    ours, array = fm.EncoderBlock.from_torch(module), x.numpy()
-    return Case(
-        {OURS: lambda: ours(array), **torch_rivals(lambda: module(x))},
-        in_float64(module, x),
-        TOLERANCE,
-    )
+def matrix(rng: np.random.Generator, rows: int, columns: int) -> problems.Array:
+    return rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(columns**-0.5)
 
 
-def make_decoder(batch: int, length: int) -> Case:
-    torch.manual_seed(0)
-    module = nn.TransformerDecoderLayer(D_MODEL, HEADS, D_FF, batch_first=True).eval()
-    x, memory = randn(2, batch, length, D_MODEL)
-    causal = nn.Transformer.generate_square_subsequent_mask(length)
-    options: dict[str, Any] = {"tgt_mask": causal, "tgt_is_causal": True}
-    ours = fm.DecoderBlock.from_torch(module)
-    target, source = x.contiguous().numpy(), memory.contiguous().numpy()
-    return Case(
-        # the decoder layer has no fused path of its own
-        {OURS: lambda: ours(target, source), "torch": lambda: module(x, memory, **options)},
-        in_float64(module, x, memory, **options),
-        TOLERANCE,
-    )
+def vector(rng: np.random.Generator, count: int) -> problems.Array:
+    return rng.standard_normal(count, dtype=np.float32) * np.float32(0.1)
 
 
-def projection_flops(rows: int, in_features: int, out_features: int) -> float:
-    return 2.0 * rows * in_features * out_features
-
-
-def attention_flops(batch: int, length: int, *, causal: bool = False) -> float:
+def attention_flops(size: Size, batch: int, length: int, *, causal: bool = False) -> float:
     """Four projections and the attention itself, of as many queries as keys."""
     pairs = length * (length + 1) / 2 if causal else length * length
-    return 4 * projection_flops(batch * length, D_MODEL, D_MODEL) + 4.0 * batch * pairs * D_MODEL
+    return 8.0 * batch * length * size.d_model**2 + 4.0 * batch * pairs * size.d_model
+
+
+def block(kind: str, size: Size, batch: int, length: int, target: Target) -> Workload:
+    rows = batch * length
+    flops = attention_flops(size, batch, length, causal=kind == "decoder")
+    weights, inputs = 4 * size.d_model**2, 1
+    if kind == "decoder":
+        flops += attention_flops(size, batch, length)
+        weights, inputs = 2 * weights, 2
+    if kind != "attention":
+        flops += 4.0 * rows * size.d_model * size.d_ff
+        weights += 2 * size.d_model * size.d_ff
+
+    def make() -> problems.Block:
+        shape = (inputs, batch, length, size.d_model)
+        x, *memory = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+        return problems.Block(
+            kind, size.block_state(kind), size.heads, x, memory[0] if memory else None
+        )
+
+    if kind == "attention":
+        name = f"MultiHeadAttention {batch} x {length} x {size.d_model}, {size.heads} heads"
+    else:
+        name = f"{kind.capitalize()}Block {size}, {batch} x {length}"
+    moved = 4.0 * rows * size.d_model
+    traffic = Traffic(inputs * moved + 4.0 * weights, moved)
+    return Workload(SUITE, name, flops, traffic, make, target)
 
 
 def workloads() -> list[Workload]:
-    width = f"{D_MODEL}/{HEADS}/{D_FF}"
-    projections = 4.0 * 4 * D_MODEL * D_MODEL  # bytes of the four weights of one attention
-    feed_forward = 4.0 * 2 * D_MODEL * D_FF
-    found = [
-        Workload(
-            "blocks",
-            f"MultiHeadAttention 1024 x 5 x {D_MODEL}, {HEADS} heads",
-            flops=attention_flops(1024, 5),
-            bytes=2 * 4.0 * 1024 * 5 * D_MODEL + projections,
-            make=partial(make_attention, 1024, 5),
-        )
-    ]
-    for batch, length in BLOCK_SHAPES:
-        rows = batch * length
-        found.append(
-            Workload(
-                "blocks",
-                f"EncoderBlock {width}, {batch} x {length}",
-                flops=attention_flops(batch, length) + 2 * projection_flops(rows, D_MODEL, D_FF),
-                bytes=2 * 4.0 * rows * D_MODEL + projections + feed_forward,
-                make=partial(make_encoder, batch, length),
-            )
-        )
-    for batch, length in BLOCK_SHAPES:
-        rows = batch * length
-        found.append(
-            Workload(
-                "blocks",
-                f"DecoderBlock {width}, {batch} x {length}",
-                flops=attention_flops(batch, length, causal=True)
-                + attention_flops(batch, length)
-                + 2 * projection_flops(rows, D_MODEL, D_FF),
-                bytes=3 * 4.0 * rows * D_MODEL + 2 * projections + feed_forward,
-                make=partial(make_decoder, batch, length),
-            )
-        )
+    base, wide = Size(512, 8, 2048), Size(768, 12, 3072)
+    found = [block("attention", base, 1024, 5, Target(torch=2.2, share=0.8))]
+    for size in (base, wide):
+        for kind, ratios in (("encoder", ENCODER), ("decoder", DECODER)):
+            for (batch, length), ratio in ratios.items():
+                share = 0.8 if (batch, length) == (1, 5) else 0.85
+                target = Target(torch=ratio, share=share)
+                found.append(block(kind, size, batch, length, target))
     return found

@@ -1,0 +1,148 @@
+"""The command line of the benchmarks: choose, measure, write down.
+
+Nothing here imports NumPy or a rival before `environment.prepare` has run.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import environment, rivals
+
+if TYPE_CHECKING:
+    from bench.harness import Budget, Workload
+    from bench.results import Run
+
+# Of the modules in bench.workloads, which import NumPy.
+SUITES = ("attention", "decode", "linear", "norm", "blocks", "scaling")
+# Other processes: scaling over threads, and beside a busy PyTorch.
+PROCESSES = ("threads", "beside")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="fastmha beside NumPy, PyTorch, ONNX Runtime and OpenVINO: same inputs, same "
+        "answers, same threads. Without options: everything, in about ten minutes.",
+    )
+    parser.add_argument(
+        "--suite",
+        action="append",
+        default=[],
+        choices=(*SUITES, *PROCESSES),
+        help="that suite alone; may be given several times",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="workloads with TEXT in their name; may be given several times",
+    )
+    parser.add_argument(
+        "--rivals",
+        default=",".join(rivals.SHOWN_IN_ORDER),
+        metavar="NAMES",
+        help="who takes part, of those installed: %(default)s (fastmha always does)",
+    )
+    parser.add_argument("--threads", type=int, help="for all sides (default: the CPUs at hand)")
+    parser.add_argument(
+        "--quick", action="store_true", help="a look in two or three minutes, not a measurement"
+    )
+    parser.add_argument(
+        "--lenient", action="store_true", help="time answers that are not accurate enough, too"
+    )
+    parser.add_argument("--list", action="store_true", help="name the workloads and stop")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results there too")
+    parser.add_argument("--html", type=Path, metavar="PATH", help="write a page to look at there")
+    options = parser.parse_args(arguments)
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    options.rivals = [name.strip() for name in options.rivals.split(",")]
+    unknown = sorted(set(options.rivals) - set(rivals.SHOWN_IN_ORDER))
+    if unknown:
+        known = ", ".join(rivals.SHOWN_IN_ORDER)
+        parser.error(f"--rivals: unknown {', '.join(unknown)}; there are {known}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.quick and not options.suite and not options.only:
+        options.suite = [name for name in SUITES if name != "scaling"]
+    threads = environment.prepare(options.threads)
+    if options.quick:
+        os.environ.setdefault("FASTMHA_BENCH_FLEX", "0")
+    present, missing = rivals.load({rivals.OURS, *options.rivals}, threads)
+    from bench import harness, results, workloads
+    from bench.report import page, table
+
+    chosen = harness.select(workloads.every(), options.suite, options.only)
+    if options.list:
+        print("\n".join(f"{workload.suite:10} {workload.name}" for workload in chosen))
+        return 0
+    processes = [
+        name
+        for name in PROCESSES
+        if name in options.suite or (not options.suite and not options.only)
+    ]
+    if not chosen and not processes:
+        print("no workload matches; --list names them", file=sys.stderr)
+        return 2
+    machine = environment.facts(threads, present, missing)
+    print(environment.headline(machine))
+    if missing:
+        print(f"not installed, so left out: {', '.join(missing)}")
+    budget = harness.QUICK if options.quick else harness.Budget()
+    run = results.Run({**machine, "quick": options.quick})
+    start = time.perf_counter()
+    measure_all(run, chosen, present, budget, options.lenient)
+    run_processes(run, processes, threads, options.quick)
+    run.machine["seconds"] = round(time.perf_counter() - start)
+    run.share_limits()
+    table.print_all(run)
+    if options.json:
+        results.write(options.json, run)
+    if options.html:
+        options.html.write_text(page.render(run), encoding="utf-8")
+    return 1 if run.failures else 0
+
+
+def measure_all(
+    run: "Run",
+    chosen: list["Workload"],
+    present: list[Any],
+    budget: "Budget",
+    lenient: bool,
+) -> None:
+    from bench import harness, limits, progress
+
+    found = limits.Limits(run.machine["fastmha"]["isa"], run.machine["threads"])
+    if chosen:
+        run.machine["memory_gbps"] = {
+            stream: found.measure_bandwidth(stream, limits.MEMORY_MEGABYTES)
+            for stream in limits.STREAMS
+        }
+
+    def seconds(each: "Budget") -> float:
+        return each.seconds
+
+    with progress.shown(len(chosen)) as shown:
+        for workload in chosen:
+            shown.start(workload.name)
+            short = budget if workload.axis is None else min(budget, harness.CURVE, key=seconds)
+            result = harness.run(workload, present, found, short, lenient=lenient)
+            run.results.append(result)
+            shown.done(result)
+
+
+def run_processes(run: "Run", names: list[str], threads: int, quick: bool) -> None:
+    from bench import beside, thread_scaling
+
+    if "threads" in names:
+        run.threads = thread_scaling.measure(threads, quick)
+    if "beside" in names:
+        run.beside = beside.measure(threads, quick)

@@ -1,0 +1,1 @@
+"""Results to look at: a table on the terminal, a page, the README's section."""

@@ -1,0 +1,41 @@
+"""How numbers are written, everywhere the same."""
+
+from bench.results import Verdict
+
+
+def duration(seconds: float) -> str:
+    """Three digits with the unit that suits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{three(seconds / size)} {unit}"
+    return f"{three(seconds / 1e-9)} ns"
+
+
+def three(number: float) -> str:
+    """Three digits, without an exponent: 0.0123, 1.23, 12.3, 123, 1230."""
+    if number >= 100 or number == 0:
+        return f"{number:.0f}"
+    return f"{number:.2f}" if number >= 1 and number < 10 else f"{number:.3g}"
+
+
+def times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}"
+
+
+def error(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def verdict(found: Verdict) -> str:
+    """What was found against what was wanted."""
+    if found.unit == "%":
+        return f"{percent(found.found)} {found.what} (target {percent(found.wanted)})"
+    if found.unit == "s":
+        return f"{duration(found.found)} (target {duration(found.wanted)})"
+    if found.unit == "<x":
+        return f"{found.found:.2f}x {found.what} (at most {found.wanted:g}x)"
+    return f"{times(found.found)} {found.what.removeprefix('x ')} (target {found.wanted:g}x)"

@@ -1,0 +1,101 @@
+"""Ours, called as a user would."""
+
+from collections.abc import Callable
+from typing import Any
+
+import fastmha as fm
+import numpy as np
+
+from bench import problems
+from bench.rivals import Calls
+
+NAME = "fastmha"
+# The same shapes without whatever the workload is about: what a restriction of the scores costs.
+PLAIN = "plain call"
+
+
+def version() -> str:
+    return fm.__version__
+
+
+def prepare(threads: int) -> None:
+    fm.set_num_threads(threads)
+
+
+def calls(problem: problems.Problem) -> Calls:
+    match problem:
+        case problems.Attention():
+            return _attention(problem)
+        case problems.Ragged():
+            p = problem
+            offsets = p.offsets
+            return {"": lambda: fm.varlen_attention(p.query, p.key, p.value, offsets)}
+        case problems.Linear():
+            layer = fm.Linear(problem.weight, problem.bias)
+            out = np.empty((problem.x.shape[0], problem.weight.shape[0]), np.float32)
+            x = problem.x
+            return {"": lambda: layer(x), "out=": lambda: layer(x, out=out)}
+        case problems.RowOperation():
+            return _rows(problem)
+        case problems.Block():
+            return _block(problem)
+
+
+def _attention(problem: problems.Attention) -> Calls:
+    p = problem
+    options: dict[str, Any] = {}
+    if p.is_causal:
+        options["is_causal"] = True
+    if p.key_lengths is not None:
+        options["key_lengths"] = p.key_lengths
+    if p.window is not None:
+        options["window"] = p.window
+    if p.slopes is not None:
+        options["alibi_slopes"] = p.slopes
+    if p.softcap:
+        options["softcap"] = p.softcap
+    if p.mask is not None:
+        options["attn_mask"] = p.mask
+    attend = fm.scaled_dot_product_attention
+    ways: Calls = {"": lambda: attend(p.query, p.key, p.value, **options)}
+    if p.with_out:
+        out = np.empty((*p.query.shape[:-1], p.value.shape[-1]), np.float32)
+        ways["out="] = lambda: attend(p.query, p.key, p.value, out=out, **options)
+    return ways
+
+
+def plain_call(problem: problems.Attention) -> Callable[[], Any]:
+    """Unrestricted attention of the same arrays, copied to the plain layout."""
+    arrays = [np.ascontiguousarray(a) for a in (problem.query, problem.key, problem.value)]
+    return lambda: fm.scaled_dot_product_attention(*arrays)
+
+
+def _rows(problem: problems.RowOperation) -> Calls:
+    p = problem
+    out = np.empty_like(p.x)
+    call: Callable[..., Any]
+    if p.name in ("layer_norm", "add_norm"):
+
+        def call(**options: Any) -> Any:
+            return fm.layer_norm(p.x, p.weight, p.bias, residual=p.residual, **options)
+    else:
+        function = {"softmax": fm.softmax, "gelu": fm.gelu}[p.name]
+
+        def call(**options: Any) -> Any:
+            return function(p.x, **options)
+
+    return {"": call, "out=": lambda: call(out=out)}
+
+
+def _block(problem: problems.Block) -> Calls:
+    p = problem
+    block: Any
+    if p.kind == "attention":
+        block = fm.MultiHeadAttention(p.d_model, p.heads)
+    else:
+        kind = fm.EncoderBlock if p.kind == "encoder" else fm.DecoderBlock
+        block = kind(p.d_model, p.heads, p.d_ff)
+    block.load_state_dict(p.state)
+    if p.memory is None:
+        return {"": lambda: block(p.x)}
+    return {"": lambda: block(p.x, p.memory)}

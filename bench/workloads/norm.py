@@ -1,0 +1,48 @@
+"""Norms, softmax and activations of rows: as fast as memory takes and gives them."""
+
+import numpy as np
+
+from bench import problems
+from bench.harness import Workload
+from bench.limits import Traffic
+from bench.results import Target
+
+# What an element costs in multiply-adds, counted twice as everywhere (an addition or a
+# multiplication alone takes the same slot): of the plain algorithm, the exponential with 11.
+FLOPS = {
+    "layer_norm": 2.0 * 5,  # sum, centre and square, scale, shift
+    "add_norm": 2.0 * 6,
+    "softmax": 2.0 * (1 + 1 + 11 + 1 + 1),  # maximum, difference, exponential, sum, scale
+    "gelu": 2.0 * (3 + 4 + 9 + 11 + 3),  # bounds, reciprocal, polynomial, exponential, join
+}
+SHAPES = [(4096, 768), (4096, 3072)]
+TARGET = Target(torch=1.5, numpy=1.5, share=0.85)
+
+
+def rows(name: str, count: int, features: int) -> Workload:
+    def make() -> problems.RowOperation:
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((count, features), dtype=np.float32)
+        if name in ("softmax", "gelu"):
+            return problems.RowOperation(name, x)
+        weight, bias = rng.standard_normal((2, features), dtype=np.float32)
+        residual = None
+        if name == "add_norm":
+            residual = rng.standard_normal((count, features), dtype=np.float32)
+        return problems.RowOperation(name, x, residual, weight, bias)
+
+    floats = 4.0 * count * features
+    inputs = 2 if name == "add_norm" else 1
+    words = "add + norm" if name == "add_norm" else name
+    return Workload(
+        "norm",
+        f"{words} {count} x {features}",
+        FLOPS[name] * count * features,
+        Traffic(inputs * floats, floats),
+        make,
+        TARGET,
+    )
+
+
+def workloads() -> list[Workload]:
+    return [rows(name, *shape) for shape in SHAPES for name in FLOPS]
