@@ -121,15 +121,14 @@ def measure_all(
     from bench import harness, limits, progress
 
     found = limits.Limits(run.machine["fastmha"]["isa"], run.machine["threads"])
-    if chosen:
-        run.machine["memory_gbps"] = {
-            stream: found.measure_bandwidth(stream, limits.MEMORY_MEGABYTES)
-            for stream in limits.STREAMS
-        }
 
     def seconds(each: "Budget") -> float:
         return each.seconds
 
+    def memory() -> dict[str, float]:
+        return {s: found.measure_bandwidth(s, limits.MEMORY_MEGABYTES) for s in limits.STREAMS}
+
+    run.machine["memory_gbps"] = memory()
     with progress.shown(len(chosen)) as shown:
         for workload in chosen:
             shown.start(workload.name)
@@ -137,6 +136,7 @@ def measure_all(
             result = harness.run(workload, present, found, short, lenient=lenient)
             run.results.append(result)
             shown.done(result)
+    run.machine["memory_gbps"] = memory()  # the best of before and after
 
 
 def run_processes(run: "Run", names: list[str], threads: int, quick: bool) -> None:

@@ -2,6 +2,21 @@
 
 from bench.results import Verdict
 
+# as their owners write them
+NAMES = {
+    "fastmha": "fastmha",
+    "torch": "PyTorch",
+    "numpy": "NumPy",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+
+
+def way(label: str) -> str:
+    """`torch: bool mask` as PyTorch: bool mask."""
+    rival, colon, words = label.partition(":")
+    return NAMES.get(rival, rival) + colon + words
+
 
 def duration(seconds: float) -> str:
     """Three digits with the unit that suits."""

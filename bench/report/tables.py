@@ -1,0 +1,132 @@
+"""The page's tables: all numbers, targets, instruction sets, threads, PyTorch beside us."""
+
+from html import escape
+
+from bench.report import words
+from bench.results import OURS, PLAIN, Result, Run
+from bench.rivals import rival_of
+
+# "AVX2: at least 93% of the AVX-512 figures", of their own peaks each
+OTHER_ISA = 0.93
+
+
+def _row(cells: list[tuple[str, str]], kind: str = "") -> str:
+    tds = "".join(f'<td class="{css}">{escape(cell)}</td>' for cell, css in cells)
+    return f'<tr class="{kind}">{tds}</tr>'
+
+
+def _table(header: list[tuple[str, str]], rows: list[str]) -> str:
+    ths = "".join(f'<th class="{css}">{escape(cell)}</th>' for cell, css in header)
+    return f"<table><tr>{ths}</tr>{''.join(rows)}</table>"
+
+
+NUMBERS = ["median", "quartiles", "min", "GFLOP/s", "GB/s", "of limit", "max error", "time / ours"]
+
+
+def numbers(results: list[Result]) -> str:
+    rows = []
+    for result in results:
+        for position, (name, way) in enumerate(result.ways.items()):
+            timing, plain = way.timing, name == PLAIN
+            low, high = words.duration(timing.lower_quartile), words.duration(timing.upper_quartile)
+            ours, lost = rival_of(name) == OURS, result.ratio(name) < 1
+            cells = [
+                ("" if position else result.name, ""),
+                (words.way(name), "ours" if ours else ""),
+                (words.duration(timing.median), "number"),
+                (f"{low} .. {high}", "number"),
+                (words.duration(timing.minimum), "number"),
+                ("" if plain else words.three(result.gflops(name)), "number"),
+                ("" if plain else words.three(result.gbps(name)), "number"),
+                ("" if plain else f"{words.percent(result.share(name))} {result.limit}", "number"),
+                (words.error(way.error), "number"),
+                (
+                    "" if ours else words.times(result.ratio(name)),
+                    "number lost" if lost else "number",
+                ),
+            ]
+            rows.append(_row(cells, "" if position else "first"))
+    header = [("workload", ""), ("by", ""), *((name, "number") for name in NUMBERS)]
+    return _table(header, rows)
+
+
+def targets(run: Run) -> str:
+    rows = []
+    for result in run.measured:
+        for position, verdict in enumerate(result.verdicts):
+            css = "reached" if verdict.reached else "missed"
+            mark = "reached" if verdict.reached else "missed"
+            cells = [
+                ("" if position else result.name, ""),
+                (words.verdict(verdict), ""),
+                (mark, css),
+            ]
+            rows.append(_row(cells, "" if position else "first"))
+    return _table([("workload", ""), ("found", ""), ("", "")], rows)
+
+
+def isas(run: Run, others: list[Run]) -> str:
+    """Time and share of the own limit with every instruction set; below 93% of the first in red."""
+    names = [each.machine["fastmha"]["isa"] for each in (run, *others)]
+    by_name = [{r.name: r for r in other.measured} for other in others]
+    rows = []
+    for result in run.measured:
+        share = result.share(result.ours)
+        cells = [(result.name, "")]
+        cells.append(
+            (f"{words.duration(result.median(result.ours))}, {words.percent(share)}", "number")
+        )
+        for other in by_name:
+            theirs = other.get(result.name)
+            if theirs is None:
+                cells.append(("", ""))
+                continue
+            found = theirs.share(theirs.ours)
+            text = f"{words.duration(theirs.median(theirs.ours))}, {words.percent(found)}"
+            cells.append((text, "number lost" if found < OTHER_ISA * share else "number"))
+            cells.append((words.times(theirs.against("numpy")), "number"))
+        rows.append(_row(cells))
+    header = [("workload", ""), (names[0], "number")]
+    for name in names[1:]:
+        header += [(name, "number"), ("NumPy / ours", "number")]
+    return _table(header, rows)
+
+
+def processes(run: Run) -> str:
+    parts = []
+    if run.threads:
+        parts.append(f"<div class=card><h3>Threads</h3>{_threads(run)}</div>")
+    if run.beside:
+        rows = [
+            _row(
+                [
+                    (record["name"], ""),
+                    (words.duration(record["alone"]), "number"),
+                    (words.duration(record["beside"]), "number"),
+                    (f"{record['beside'] / record['alone'] - 1:+.0%}", "number"),
+                ]
+            )
+            for record in run.beside
+        ]
+        header = [("", ""), ("alone", "number"), ("beside PyTorch", "number"), ("cost", "number")]
+        parts.append(
+            "<div class=card><h3>In one process with PyTorch at work</h3>"
+            "<p>Each call follows a matrix product of PyTorch's, whose threads still wait for "
+            f"more.</p>{_table(header, rows)}</div>"
+        )
+    return "".join(parts)
+
+
+def _threads(run: Run) -> str:
+    counts = sorted({record["threads"] for record in run.threads})
+    found = {(r["name"], r["rival"], r["threads"]): r["median"] for r in run.threads}
+    rows = []
+    for name, rival in dict.fromkeys((r["name"], r["rival"]) for r in run.threads):
+        medians = [found.get((name, rival, count)) for count in counts]
+        cells = [(name, ""), (words.NAMES[rival], "ours" if rival == OURS else "")]
+        cells += [("" if m is None else words.duration(m), "number") for m in medians]
+        first, last = medians[0], medians[-1]
+        cells.append(("" if not first or not last else words.times(first / last), "number"))
+        rows.append(_row(cells))
+    header = [("", ""), ("by", ""), *((f"{count} threads", "number") for count in counts)]
+    return _table([*header, ("times as fast", "number")], rows)
