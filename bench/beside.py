@@ -16,6 +16,11 @@ from typing import Any
 
 from bench import environment
 
+WORKLOADS = (
+    "attention 32 x 12 x 128 x 64",
+    "linear 5120 x 512 -> 512",
+    "EncoderBlock 512/8/2048, 32 x 100",
+)
 PAIRS = 2  # processes of each kind, in turn
 
 
@@ -64,14 +69,9 @@ def _calls() -> dict[str, Callable[[], Any]]:
     from bench.rivals import fastmha
     from bench.workloads import attention, blocks, linear
 
-    chosen = (
-        "attention 32 x 12 x 128 x 64",
-        "linear 5120 x 512 -> 512",
-        "EncoderBlock 512/8/2048, 32 x 100",
-    )
     every = [*attention.workloads(), *linear.workloads(), *blocks.workloads()]
     by_name = {workload.name: workload for workload in every}
-    return {name: fastmha.calls(by_name[name].make())[""] for name in chosen}
+    return {name: fastmha.calls(by_name[name].make())[""] for name in WORKLOADS}
 
 
 def main() -> None:

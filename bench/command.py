@@ -48,6 +48,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAMES",
         help="who takes part, of those installed: %(default)s (fastmha always does)",
     )
+    parser.add_argument(
+        "--rivals-isa",
+        choices=("same", "best"),
+        default="same",
+        help="with FASTMHA_ISA=avx2 or generic: rivals are held to the same instructions, and those "
+        "that cannot be stay away (default), or all use the best they have",
+    )
     parser.add_argument("--threads", type=int, help="for all sides (default: the CPUs at hand)")
     parser.add_argument(
         "--quick", action="store_true", help="a look in two or three minutes, not a measurement"
@@ -74,6 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.quick and not options.suite and not options.only:
         options.suite = [name for name in SUITES if name != "scaling"]
     threads = environment.prepare(options.threads)
+    limited = environment.limit_rivals() if options.rivals_isa == "same" else None
+    if limited is not None:
+        options.rivals = [name for name in options.rivals if name in limited]
+        print(f"rivals are held to {os.environ['FASTMHA_ISA']} too; others stay away")
     if options.quick:
         os.environ.setdefault("FASTMHA_BENCH_FLEX", "0")
     present, missing = rivals.load({rivals.OURS, *options.rivals}, threads)
@@ -97,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"not installed, so left out: {', '.join(missing)}")
     budget = harness.QUICK if options.quick else harness.Budget()
-    run = results.Run({**machine, "quick": options.quick})
+    run = results.Run({**machine, "quick": options.quick, "rivals_limited": limited is not None})
     start = time.perf_counter()
     measure_all(run, chosen, present, budget, options.lenient)
     run_processes(run, processes, threads, options.quick)

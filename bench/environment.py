@@ -11,6 +11,37 @@ from typing import Any
 # the kernels of another CPU, half as fast here.
 CRIPPLING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
+# With FASTMHA_ISA=avx2 or generic the question is what a CPU without more would show: there the
+# rivals have no more either. Those that cannot be told so stay away. `generic` is SSE2; NumPy asks
+# for SSE4.2 at least.
+SAME_ISA = {
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    },
+    "generic": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+    },
+}
+CAN_BE_LIMITED = ("fastmha", "torch", "numpy")
+
+
+def limit_rivals() -> list[str] | None:
+    """Tells the rivals to use what FASTMHA_ISA names; those that can be told, or None when there is
+    nothing to tell."""
+    settings = SAME_ISA.get(os.environ.get("FASTMHA_ISA", ""))
+    if settings is None:
+        return None
+    os.environ.update(settings)
+    return list(CAN_BE_LIMITED)
+
 
 def prepare(threads: int | None) -> int:
     """The same number of threads for every library: their pools read it once, when loaded."""

@@ -305,6 +305,106 @@ def test_later_runs_replace_earlier_ones():
     assert merged.threads == first.threads
 
 
+# ---- reports -------------------------------------------------------------------------------------
+
+
+def full_run():
+    """Every workload with made-up times, one loss, one failure."""
+    from dataclasses import replace
+
+    from bench import workloads
+
+    results = []
+    for number, workload in enumerate(workloads.every()):
+        times = {"fastmha": 0.02, "torch_bool mask": 0.03, "numpy": 0.05}
+        result = replace(
+            result_of(workload.name, **times),
+            suite=workload.suite,
+            target=workload.target,
+            axis=workload.axis,
+        )
+        if number == 3:
+            result.ways["torch: bool mask"] = result_of(torch=0.01).ways["torch"]
+        if number == 4:
+            result.failure, result.ways = "is off by 1", {}
+        results.append(result)
+    run = run_of(*results)
+    run.share_limits()
+    return run
+
+
+def test_page_has_everything():
+    import re
+    from html import unescape
+
+    from bench.report import page
+
+    run = full_run()
+    other = full_run()
+    other.machine["fastmha"]["isa"] = "generic"
+    text = page.render(run, [other])
+    shown = unescape(text)
+    for result in run.results:
+        assert result.name in shown or result.failure, result.name
+    lost, failed = run.results[3], run.results[4]
+    losses = shown[shown.index('id="losses"') : shown.index('id="attention"')]
+    assert lost.name in losses
+    assert "is off by 1" in shown, failed.name
+    assert "generic" in text
+    assert "OpenVINO" in text or "openvino" in text
+    # self-contained, and well-formed enough for a browser
+    assert not re.search(r'(src|href)="(?!#)', text)
+    assert "<script" not in text
+    assert text.count("<svg") == text.count("</svg>") >= 8
+    assert "nan" not in re.sub(r"<[^>]*>", "", text).lower().split()
+    assert 'NaN"' not in text
+    page.render(run_of(result_of(fastmha=0.1)))  # without rivals, curves or losses
+
+
+def test_readme_section_is_generated():
+    from bench.report import readme
+
+    run = full_run()
+    text = readme.section(run)
+    shown = [name for name in readme.SHOWN if any(r.name == name for r in run.measured)]
+    assert len(shown) >= len(readme.SHOWN) - 1  # one of them may be the failure
+    assert all(f"| {name} |" in text for name in shown)
+    lost = run.results[3].name
+    assert lost in text[text.index("Slower than a rival in 1 of") :]
+    page = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    assert readme.replace_section(page, run) == f"before\n{text}after\n"
+    with pytest.raises(ValueError, match="expected"):
+        readme.replace_section("no such lines", run)
+    assert readme.replace_section((ROOT / "README.md").read_text(encoding="utf-8"), run)
+
+
+def test_readme_shows_workloads_that_exist():
+    from bench import beside, thread_scaling, workloads
+    from bench.report import readme
+
+    names = {workload.name for workload in workloads.every()}
+    assert set(readme.SHOWN) <= names
+    assert set(thread_scaling.WORKLOADS) <= names
+    assert set(beside.WORKLOADS) <= names
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.5, "1.50 s"),
+        (0.013, "13.0 ms"),
+        (0.9999, "1.00 s"),
+        (123e-6, "123 us"),
+        (99.96e-6, "100 us"),
+        (5e-9, "5.00 ns"),
+    ],
+)
+def test_durations(seconds, text):
+    from bench.report import words
+
+    assert words.duration(seconds) == text
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -337,6 +437,12 @@ def test_command(tmp_path):
     assert record["peak_gbps"] > 0
     assert set(record["ways"]) >= {"fastmha", "torch", "numpy"}
     assert all(way["timing"]["median"] > 0 for way in record["ways"].values())
+    assert "attention" in page.read_text(encoding="utf-8")
+    again = tmp_path / "again.html"
+    report = [sys.executable, "-m", "bench.report", str(path), "-o", str(again), "--table"]
+    done = subprocess.run(report, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert again.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+    assert "attention 1 x 8 x 5 x 64" in done.stdout
 
 
 @pytest.mark.parametrize(

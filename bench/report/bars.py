@@ -9,9 +9,9 @@ from html import escape
 from bench.report import svg, words
 from bench.results import OURS, Result
 
-WIDTH = 920
-LABEL = 300  # the workload's name
-RIGHT = 150  # what stands behind a bar
+WIDTH = 940
+LABEL = 335  # the workload's name
+RIGHT = 140  # what stands behind a bar
 BAR = 13
 GAP = 3
 BETWEEN = 16
@@ -62,7 +62,7 @@ def _group(result: Result, y: float, scale: svg.Scale, high: float) -> tuple[lis
             x1=x,
             x2=x,
             y1=y - 3,
-            y2=y + BAR + 3,
+            y2=y + len(names) * (BAR + GAP),
             class_="target",
         )
         parts.append(mark)

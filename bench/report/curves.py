@@ -84,7 +84,7 @@ def _roof(
     start = max(low, bottom / memory)
     points = [(x(start), y(start * memory)), (x(ridge), y(peak)), (x(high), y(peak))]
     slope = math.degrees(math.atan2(points[1][1] - points[0][1], points[1][0] - points[0][0]))
-    place = math.sqrt(start * ridge)
+    place = 1.2 * start
     return [
         svg.element("path", d=svg.path(points), class_="roof"),
         svg.text(x(high) - 4, y(peak) - 7, f"{peak:.0f} GFLOP/s multiply-adds", class_="note end"),
@@ -131,8 +131,9 @@ def over(results: list[Result], name: str) -> str:
     parts += _x_ticks(x, shown, height, [_plain(place) for place in shown])
     ticks = svg.round_ticks(peak)
     parts += _y_ticks(y, ticks, width, [_plain(tick) for tick in ticks])
-    roof = y(peak)
-    parts.append(svg.element("line", x1=LEFT, x2=width - RIGHT, y1=roof, y2=roof, class_="limit"))
+    limits = [min(r.flops / r.limit_seconds * 1e-9, 1.06 * peak) for r in points]
+    roof = [(x(place), y(limit)) for place, limit in zip(places, limits, strict=True)]
+    parts.append(svg.element("path", d=svg.path(roof), class_="limit"))
     for rival in reversed(points[0].rivals):
         parts += _line(
             rival,

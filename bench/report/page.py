@@ -51,6 +51,8 @@ def _head(run: Run) -> str:
         else ""
     )
     look = " This was a quick look, not a measurement." if machine.get("quick") else ""
+    if machine.get("rivals_limited"):
+        look += f" Rivals were held to {core['isa']} too."
     facts = (
         f"{core['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB; {machine['threads']} "
         f"threads for everybody; fastmha {core['version']} on {core['isa']}, {core['compiler']}. "
@@ -124,12 +126,10 @@ def _losses(run: Run) -> str:
         return _section(
             "losses", "Where fastmha is slower", "<p>Nowhere among these workloads.</p>"
         )
+    lost.sort(key=lambda pair: pair[0].against(pair[1]) or 1.0)
     rows = "".join(
-        f"<tr><td>{escape(result.name)}</td><td "
-        f"class=number>{words.duration(result.median(result.ours))}</td><td>{escape(words.way(best))}</td><td "
-        f"class=number>{words.duration(result.median(best))}</td>"
-        f'<td class="number lost">{words.times(1 / result.ratio(best))} as fast</td></tr>'
-        for result, rival in sorted(lost, key=lambda pair: pair[0].against(pair[1]) or 1.0)
+        tables.loss(result, best)
+        for result, rival in lost
         if (best := result.best(rival)) is not None
     )
     return _section(
@@ -150,10 +150,10 @@ def _section(anchor: str, heading: str, content: str) -> str:
 
 
 def _legend(names: Iterable[str], mark: str = "") -> str:
-    entries = "".join(
-        f'<span><i class="{name}"></i>{escape(words.NAMES.get(name, name.removeprefix("suite-")))}</span>'
-        for name in names
-    )
+    entries = ""
+    for name in names:
+        shown = words.NAMES.get(name, name.removeprefix("suite-"))
+        entries += f'<span><i class="{name}"></i>{escape(shown)}</span>'
     return f'<div class="legend">{entries}{mark}</div>'
 
 
@@ -161,7 +161,8 @@ def _suite(run: Run, suite: str) -> str:
     results = [result for result in run.measured if result.suite == suite]
     if not results:
         return ""
-    rivals = [name for name in run.machine["versions"] if any(name in r.rivals for r in results)]
+    everybody = run.machine["versions"]
+    rivals = [name for name in everybody if any(name in r.rivals for r in results)]
     mark = '<span><i class="mark"></i>target for the share of the limit</span>'
     return _section(
         suite,
@@ -192,7 +193,7 @@ def _scaling(run: Run) -> str:
     cards = [(name, curves.over(run.curves, name)) for name in names]
     threads = curves.threads(run.threads)
     if threads:
-        cards.append(("threads; dashed: ideal", threads))
+        cards.append(("by number of threads", threads))
     if not cards and not run.beside:
         return ""
     content = "".join(
@@ -201,7 +202,7 @@ def _scaling(run: Run) -> str:
     return _section(
         "scaling",
         "Scaling",
-        "<p>Over the length, the batch and the number of threads. Dashed: the limit.</p>"
+        "<p>Over length, batch and number of threads. Dashed: what the machine allows.</p>"
         f"{_legend([OURS, 'torch', 'numpy'])}<div "
         f"class=pair>{content}</div>{tables.processes(run)}",
     )
@@ -216,7 +217,7 @@ def _errors(run: Run) -> str:
         "accuracy",
         "Error beside speed",
         "<p>The largest error against float64 as a multiple of PyTorch's on the same inputs. A "
-        "workload above its line is not timed at all.</p>"
+        "workload above its line is not timed, unless the run was told to (--lenient).</p>"
         f"{_legend(suites)}<div class=card>{picture}</div>",
     )
 
@@ -230,8 +231,8 @@ def _isas(run: Run, others: list[Run]) -> str:
     return _section(
         "isas",
         "Other instruction sets",
-        "<p>The same workloads with FASTMHA_ISA set; shares are of that instruction set's own "
-        "peak, the rivals use the best they have.</p><div "
+        "<p>The same workloads with FASTMHA_ISA set: time, and share of the limit that the same "
+        "instructions have. Red: less than 93% of the first one's share.</p><div "
         f"class=card>{tables.isas(run, others)}</div>",
     )
 

@@ -50,6 +50,19 @@ def numbers(results: list[Result]) -> str:
     return _table(header, rows)
 
 
+def loss(result: Result, best: str) -> str:
+    """A rival's best way that is faster than ours."""
+    return _row(
+        [
+            (result.name, ""),
+            (words.duration(result.median(result.ours)), "number"),
+            (words.way(best), ""),
+            (words.duration(result.median(best)), "number"),
+            (f"{words.times(1 / result.ratio(best))} as fast", "number lost"),
+        ]
+    )
+
+
 def targets(run: Run) -> str:
     rows = []
     for result in run.measured:

@@ -21,16 +21,17 @@ def way(label: str) -> str:
 def duration(seconds: float) -> str:
     """Three digits with the unit that suits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
+        if seconds >= 0.9995 * size:
             return f"{three(seconds / size)} {unit}"
     return f"{three(seconds / 1e-9)} ns"
 
 
 def three(number: float) -> str:
     """Three digits, without an exponent: 0.0123, 1.23, 12.3, 123, 1230."""
-    if number >= 100 or number == 0:
-        return f"{number:.0f}"
-    return f"{number:.2f}" if number >= 1 and number < 10 else f"{number:.3g}"
+    for least, digits in ((100, 0), (10, 1), (1, 2)):
+        if round(number, digits) >= least:
+            return f"{number:.{digits}f}"
+    return f"{number:.3g}"
 
 
 def times(ratio: float | None) -> str:
