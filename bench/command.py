@@ -52,8 +52,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--rivals-isa",
         choices=("same", "best"),
         default="same",
-        help="with FASTMHA_ISA=avx2 or generic: rivals are held to the same instructions, and those "
-        "that cannot be stay away (default), or all use the best they have",
+        help="with FASTMHA_ISA=avx2 or generic: rivals are held to the same instructions, and "
+        "those that cannot be stay away (default), or all use the best they have",
     )
     parser.add_argument("--threads", type=int, help="for all sides (default: the CPUs at hand)")
     parser.add_argument(

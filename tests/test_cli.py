@@ -494,8 +494,10 @@ def test_bench_outside_a_checkout_says_where_it_is(tmp_path):
 def test_bench_runs_the_folder_and_hands_options_on(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "__main__.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
-    out, _ = run("bench", "--only", "linear", expect=3, cwd=tmp_path)
-    assert out == "['--only', 'linear']\n"
+    (tmp_path / "below").mkdir()
+    for folder in (tmp_path, tmp_path / "below"):
+        out, _ = run("bench", "--only", "linear", expect=3, cwd=folder)
+        assert out == "['--only', 'linear']\n"
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "fastmha/attention.h"
 #include "fastmha/linear.h"
+#include "fastmha/runtime.h"
 #include "src/isa.h"
 #include "src/packed_weight.h"
 #include "tests/test.h"
@@ -51,20 +53,31 @@ FASTMHA_DEFINE_PEAK(peak_avx2, 32, __attribute__((target("avx2,fma"))))
 FASTMHA_DEFINE_PEAK(peak_avx512, 64, __attribute__((target("avx512f,prefer-vector-width=512"))))
 #endif
 
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
 // FLOP/s of one core.
 double measure_peak(const std::string& isa) {
-  void (*run)() = peak_generic;
-  int lanes = 4;
+  struct Loop {
+    const char* isa;
+    void (*run)();
+    int lanes;
+  };
+  constexpr Loop kLoops[] = {
 #if defined(__x86_64__)
-  if (isa == "avx2") run = peak_avx2, lanes = 8;
-  if (isa == "avx512") run = peak_avx512, lanes = 16;
+      {"avx512", peak_avx512, 16},
+      {"avx2", peak_avx2, 8},
 #endif
+      {"generic", peak_generic, 4},
+  };
+  const Loop& loop =
+      *std::find_if(std::begin(kLoops), std::end(kLoops), [&](const Loop& l) { return isa == l.isa; });
   double best = 0;
   for (int i = 0; i < 5; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    best = std::max(best, 2.0 * kSteps * kChains * lanes / elapsed.count());
+    const auto start = Clock::now();
+    loop.run();
+    best = std::max(best, 2.0 * kSteps * kChains * loop.lanes / since(start));
   }
   return best;
 }
@@ -76,10 +89,6 @@ struct Work {
   double bytes = 0;
   double elements = 0;  // of a row-wise function
 };
-
-using Clock = std::chrono::steady_clock;
-
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 void count(benchmark::State& state, const Work& work, double peak, double seconds) {
   if (work.flops > 0) {
@@ -199,6 +208,16 @@ void layer_norm(benchmark::State& state, const Isa& isa) {
   });
 }
 
+// The whole call from C++, checks and plan included, on one thread: what a small one costs.
+void whole_call(benchmark::State& state, int64_t batch, int64_t heads, int64_t length, int64_t dim) {
+  const int64_t count = batch * heads * length * dim;
+  const Floats query(count), key(count), value(count), out(count, false);
+  const auto view = [&](float* data) { return MutableView(data, {batch, heads, length, dim}); };
+  const MutableView q = view(query.data), k = view(key.data), v = view(value.data), o = view(out.data);
+  const Work work{4.0 * static_cast<double>(count * length)};
+  loop(state, work, active_isa(), [&] { scaled_dot_product_attention(q, k, v, o); });
+}
+
 // ---- registration --------------------------------------------------------------------------------------------------
 
 template <class Run>
@@ -246,13 +265,16 @@ void add_rowwise(const Isa& isa) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  set_num_threads(1);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  for (const Isa* isa : runnable_isas()) {
-    add_gemm(*isa);
-    add_attention(*isa);
-    add_rowwise(*isa);
+  for (const Isa* each : runnable_isas()) {
+    add_gemm(*each);
+    add_attention(*each);
+    add_rowwise(*each);
   }
+  add(concat("call_", isa(), "/attention:1x8x5x64"),
+      [](benchmark::State& state) { whole_call(state, 1, 8, 5, 64); });
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

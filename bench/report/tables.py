@@ -24,30 +24,32 @@ NUMBERS = ["median", "quartiles", "min", "GFLOP/s", "GB/s", "of limit", "max err
 
 
 def numbers(results: list[Result]) -> str:
+    """A line with the name of each workload, then one for each way."""
     rows = []
     for result in results:
-        for position, (name, way) in enumerate(result.ways.items()):
-            timing, plain = way.timing, name == PLAIN
-            low, high = words.duration(timing.lower_quartile), words.duration(timing.upper_quartile)
-            ours, lost = rival_of(name) == OURS, result.ratio(name) < 1
-            cells = [
-                ("" if position else result.name, ""),
-                (words.way(name), "ours" if ours else ""),
-                (words.duration(timing.median), "number"),
-                (f"{low} .. {high}", "number"),
-                (words.duration(timing.minimum), "number"),
-                ("" if plain else words.three(result.gflops(name)), "number"),
-                ("" if plain else words.three(result.gbps(name)), "number"),
-                ("" if plain else f"{words.percent(result.share(name))} {result.limit}", "number"),
-                (words.error(way.error), "number"),
-                (
-                    "" if ours else words.times(result.ratio(name)),
-                    "number lost" if lost else "number",
-                ),
-            ]
-            rows.append(_row(cells, "" if position else "first"))
-    header = [("workload", ""), ("by", ""), *((name, "number") for name in NUMBERS)]
+        heading = f'<td colspan="{len(NUMBERS) + 1}">{escape(result.name)}</td>'
+        rows.append(f'<tr class="first name">{heading}</tr>')
+        rows += [_row(_numbers_of(result, name)) for name in result.ways]
+    header = [("", ""), *((name, "number") for name in NUMBERS)]
     return _table(header, rows)
+
+
+def _numbers_of(result: Result, name: str) -> list[tuple[str, str]]:
+    timing, plain = result.ways[name].timing, name == PLAIN
+    ours, lost = rival_of(name) == OURS, result.ratio(name) < 1
+    low, high = words.duration(timing.lower_quartile), words.duration(timing.upper_quartile)
+    share = f"{words.percent(result.share(name))} {result.limit}"
+    return [
+        (words.way(name), "ours" if ours else ""),
+        (words.duration(timing.median), "number"),
+        (f"{low} .. {high}", "number"),
+        (words.duration(timing.minimum), "number"),
+        ("" if plain else words.three(result.gflops(name)), "number"),
+        ("" if plain else words.three(result.gbps(name)), "number"),
+        ("" if plain else share, "number"),
+        (words.error(result.ways[name].error), "number"),
+        ("" if ours else words.times(result.ratio(name)), "number lost" if lost else "number"),
+    ]
 
 
 def loss(result: Result, best: str) -> str:

@@ -182,18 +182,26 @@ def info() -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Run the side-by-side benchmarks of a source checkout; options for them go behind two dashes
-    (fastmha bench -- --help).
+    """Measure fastmha beside NumPy, PyTorch, ONNX Runtime and OpenVINO: what is installed of them.
 
-    The benchmarks are the folder bench/ of the source tree: call this at its top.
+      fastmha bench --suite attention --quick
+
+      fastmha bench --json results.json --html report.html
+
+    All its options: fastmha bench -- --help. The benchmarks are the folder bench/ of the source
+    tree, not of the installed package: call this anywhere in a checkout.
     """
-    if not (Path.cwd() / "bench" / "__main__.py").is_file():
+    here = Path.cwd()
+    tops = [top for top in (here, *here.parents) if (top / "bench" / "__main__.py").is_file()]
+    if not tops:
         _fail(
             "the benchmarks are part of the source tree, not of the installed package: "
-            "call this where bench/ is (git clone, then cd fastmha)"
+            "call this in a checkout, where bench/ is (git clone, then cd fastmha)"
         )
     # A process of its own: benchmarks set threads and import rivals.
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "bench", *context.args]))
+    path = os.pathsep.join([str(tops[0]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "bench", *context.args]
+    raise typer.Exit(subprocess.call(command, env={**os.environ, "PYTHONPATH": path}))
 
 
 def _translate(
