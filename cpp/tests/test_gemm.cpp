@@ -220,7 +220,7 @@ TEST(ranges_run_every_task_once) {
     for (int64_t tasks : {0, 1, 2, 3, 8, 100, 301}) {
       std::vector<std::atomic<int>> hits(tasks);
       std::atomic<bool> threads_in_range{true};
-      parallel_for_ranges(tasks, threads, [&](int64_t task, int thread) {
+      parallel_for(tasks, threads, [&](int64_t task, int thread) {
         ++hits[task];
         if (thread < 0 || thread >= threads) threads_in_range = false;
       });
