@@ -314,6 +314,16 @@ def test_strides_and_alignment(q_len, kv_len, head_dim):
         assert_same_bits(out, expected, f"shifted by {shift} floats")
 
 
+@pytest.mark.parametrize(("heads", "head_dim"), [(8, 64), (8, 128), (12, 64)])
+def test_heads_beside_each_other(heads, head_dim):
+    """(batch, length, heads, head_dim): rows 2, 4 and 3 KiB apart: other tiles."""
+    q, k, v = Random(5).attention(2, heads, 70, 200, head_dim)
+    expected = fm.scaled_dot_product_attention(q, k, v, is_causal=True, query_offset=130)
+    views = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for x in (q, k, v)]
+    result = fm.scaled_dot_product_attention(*views, is_causal=True, query_offset=130)
+    assert_same_bits(result, expected)
+
+
 @every_size
 def test_run_after_run(q_len, kv_len, head_dim):
     arrays = make(3, q_len, kv_len, head_dim)

@@ -80,7 +80,9 @@ FASTMHA_INLINE V sigmoid(V x) {
 }
 
 // tanh(x). Below 5/8 x + x^3 q(x^2) with q of degree 4 (minimax, 4.4e-9 relative), so that small x keep their
-// relative accuracy; above 1 - 2 / (e^2|x| + 1). Relative error <= 2e-7, exactly +-1 from 9.1 on.
+// relative accuracy; above 1 - 2t / (1 + t) with t = e^-2|x|, where 1 + t <= 1.3 and reciprocal() may replace a division
+// (2% of an attention with softcap). exp2_small would save 2% more and reach 2.02e-7. Relative error <= 2e-7, exactly
+// +-1 from 9.1 on.
 template <class V>
 FASTMHA_INLINE V tanh(V x) {
   const V magnitude = abs(x);
@@ -91,7 +93,8 @@ FASTMHA_INLINE V tanh(V x) {
   q = fma(q, square, V::set1(-0x1.555532p-2f));
   const V small = fma(q * square, x, x);
   const V one = V::set1(1.0f);
-  const V large = one - V::set1(2.0f) / (exp(magnitude + magnitude) + one);
+  const V decay = exp(V::zero() - (magnitude + magnitude));
+  const V large = one - (decay + decay) * reciprocal(decay + one);
   return copysign(select(less(magnitude, V::set1(0.625f)), small, large), x);
 }
 

@@ -319,6 +319,145 @@ TEST(panel_lanes_do_not_depend_on_each_other) {
   }
 }
 
+// Rows 2 and 4 KiB apart are walked through in other tiles and with other fetch distances.
+TEST(panel_strides_change_no_bit) {
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    for (int64_t dim : {24, 64}) {
+      Problem dense(70, 300, dim, dim);
+      dense.head.right = 0;
+      dense.head.offset = 200;
+      run_panels(kernels, dense.head);
+      CHECK(dense.error() < kTolerance, kernels.name, " error ", dense.error());
+      for (int64_t stride : {512, 768, 1024, 2048}) {
+        std::vector<float> key(static_cast<size_t>(299 * stride + dim)), value(key);
+        for (int64_t j = 0; j < 300; ++j) {
+          std::copy_n(&dense.key[j * dim], dim, &key[j * stride]);
+          std::copy_n(&dense.value[j * dim], dim, &value[j * stride]);
+        }
+        std::vector<float> out(dense.out.size(), kNan);
+        AttentionHead head = dense.head;
+        head.key = key.data();
+        head.value = value.data();
+        head.key_stride = head.value_stride = stride;
+        head.out = out.data();
+        run_panels(kernels, head);
+        for (size_t i = 0; i < out.size(); ++i)
+          CHECK(same_bits(out[i], dense.out[i]), kernels.name, " stride ", stride, " element ", i);
+      }
+    }
+  }
+}
+
+TEST(panel_fetching_ahead_changes_no_bit) {
+  const std::vector<float> rows(1000);
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    Problem plain(67, 140, 20, 20), fetching(67, 140, 20, 20);
+    run_panels(kernels, plain.head);
+    fetching.head.upcoming[0] = {rows.data(), 7, 0, 5};
+    fetching.head.upcoming[1] = {rows.data(), 100, 10, 33};
+    fetching.head.upcoming[3] = {rows.data(), 100, 10, 0};
+    run_panels(kernels, fetching.head);
+    for (size_t i = 0; i < plain.out.size(); ++i)
+      CHECK(same_bits(plain.out[i], fetching.out[i]), kernels.name, " element ", i);
+  }
+}
+
+// Bytes are compared 32 at a time: every size around that, any byte but 0 is true; a float mask of 0 and -infinity
+// means the same, whichever way it lies.
+TEST(panel_masks_of_every_size) {
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    for (int64_t q_len : {1, 7, 16, 31, 33}) {
+      for (int64_t kv_len : {1, 15, 31, 32, 33, 64, 127, 161}) {
+        Problem problem(q_len, kv_len, 8, 11);
+        std::vector<uint8_t> mask(static_cast<size_t>(q_len * kv_len));
+        std::vector<float> added(mask.size()), turned(mask.size());
+        for (int64_t i = 0; i < q_len; ++i) {
+          for (int64_t j = 0; j < kv_len; ++j) {
+            const bool visible = (i * 5 + j * 3) % 7 != 0 && j < kv_len - i % 3;
+            mask[i * kv_len + j] = visible ? static_cast<uint8_t>(1 << (i + j) % 8) : uint8_t{0};
+            added[i * kv_len + j] = turned[j * q_len + i] = visible ? 0.0f : -kInf;
+          }
+        }
+        problem.head.mask = mask.data();
+        problem.head.mask_kind = MaskKind::kBool;
+        problem.head.mask_query_stride = kv_len;
+        problem.head.mask_key_stride = 1;
+        run_panels(kernels, problem.head);
+        CHECK(problem.error() < kTolerance, kernels.name, " ", q_len, " x ", kv_len, " error ",
+              problem.error());
+        const std::vector<float> expected = problem.out;
+        problem.head.mask_kind = MaskKind::kFloat;
+        for (const bool across : {false, true}) {
+          problem.head.mask = across ? turned.data() : added.data();
+          problem.head.mask_query_stride = across ? 1 : kv_len;
+          problem.head.mask_key_stride = across ? q_len : 1;
+          run_panels(kernels, problem.head);
+          for (size_t i = 0; i < expected.size(); ++i)
+            CHECK(same_bits(problem.out[i], expected[i]), kernels.name, " ", q_len, " x ", kv_len,
+                  " element ", i);
+        }
+      }
+    }
+  }
+}
+
+// Keys that a mask hides from all at the end of a block are dropped, as if they did not exist.
+TEST(panel_padding_mask_equals_length) {
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    for (int64_t length : {1, 31, 100, 128, 129, 250}) {
+      Problem masked(40, 260, 16, 20), shorter(40, 260, 16, 20);
+      std::vector<uint8_t> mask(260, 0);
+      std::fill_n(mask.begin(), length, uint8_t{1});
+      masked.head.mask = mask.data();
+      masked.head.mask_kind = MaskKind::kBool;
+      masked.head.mask_key_stride = 1;
+      std::fill(masked.value.begin() + length * 20, masked.value.end(), kNan);
+      std::fill(masked.key.begin() + length * 16, masked.key.end(), kNan);
+      run_panels(kernels, masked.head);
+      shorter.head.kv_len = length;
+      run_panels(kernels, shorter.head);
+      for (size_t i = 0; i < masked.out.size(); ++i)
+        CHECK(same_bits(masked.out[i], shorter.out[i]), kernels.name, " length ", length, " element ", i);
+    }
+  }
+}
+
+// A hidden value that is not a number is found in the output, and the panel computed once more with care: every
+// other result keeps its bits, whichever feature the value is in.
+TEST(panel_hidden_values_change_no_bit) {
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    for (int64_t feature : {0, 5, 19, 39}) {
+      for (const float bad : {kNan, kInf, -kInf}) {
+        Problem plain(45, 170, 16, 40), broken(45, 170, 16, 40);
+        for (Problem* problem : {&plain, &broken}) {
+          problem->head.right = 0;
+          problem->head.offset = 120;
+          problem->head.left = 100;
+        }
+        broken.value[150 * 40 + feature] = bad;  // queries 30 and up see key 150, all others must not
+        broken.key[5 * 16 + 3] = kNan;           // before every window
+        run_panels(kernels, plain.head);
+        run_panels(kernels, broken.head);
+        for (int64_t i = 0; i < 45; ++i) {
+          for (int64_t d = 0; d < 40; ++d) {
+            const float got = broken.out[i * 40 + d];
+            if (i >= 30 && d == feature) {
+              CHECK(!std::isfinite(got), kernels.name, " row ", i, " got ", got);
+            } else {
+              CHECK(same_bits(got, plain.out[i * 40 + d]), kernels.name, " row ", i, " feature ", d);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(decode_sizes_around_pieces) {
   for (const Isa* isa : runnable_isas()) {
     const DecodeKernels& kernels = *isa->decode;
