@@ -61,7 +61,8 @@ struct Tile {
   int64_t next_to;
 };
 
-// Sums over one depth block, from zero. Fresh weights are asked for `ahead` floats before their turn.
+// Sums over one depth block, from zero. Fresh weights are asked for `ahead` floats before their turn. Two or four
+// steps in one gain nothing with 32 registers and cost 3 to 18% with 16.
 template <int Rows, int Panels, bool Fresh>
 FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, int64_t panel_stride,
                              int64_t depth, int64_t ahead, Vec (&sum)[Rows][Panels * kPanelVecs]) {
