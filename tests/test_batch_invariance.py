@@ -410,15 +410,17 @@ def test_linear_rows(num_threads, in_features, out_features, activation):
     assert_same_bits(linear(np.asfortranarray(x), residual=residual), expected, "F-order")
 
 
-@pytest.mark.parametrize("features", [1, 7, 16, 64, 65, 512, 1000])
-@pytest.mark.parametrize(
-    "name", ["layer_norm", "rms_norm", "softmax", "gelu", "gelu_tanh", "silu", "relu"]
-)
-def test_row_operations(num_threads, name, features):
-    random = Random(0)
-    x, weight, bias = random.normal(400, features), random.normal(features), random.normal(features)
-    run = {
+ROW_OPERATIONS = [
+    "layer_norm", "add_norm", "rms_norm", "softmax", "gelu", "gelu_tanh", "silu", "relu",
+]  # fmt: skip
+
+
+def row_operation(name, features):
+    random = Random(1)
+    weight, bias = random.normal(features), random.normal(features)
+    return {
         "layer_norm": lambda x: fm.layer_norm(x, weight, bias),
+        "add_norm": lambda x: fm.layer_norm(x, weight, residual=x),
         "rms_norm": lambda x: fm.rms_norm(x, weight),
         "softmax": fm.softmax,
         "gelu": fm.gelu,
@@ -426,6 +428,14 @@ def test_row_operations(num_threads, name, features):
         "silu": fm.silu,
         "relu": fm.relu,
     }[name]
+
+
+@pytest.mark.parametrize("features", [1, 7, 16, 64, 65, 512, 1000])
+@pytest.mark.parametrize("name", ROW_OPERATIONS)
+def test_row_operations(num_threads, name, features):
+    random = Random(0)
+    x = random.normal(400, features)
+    run = row_operation(name, features)
     expected = run(x)
     for threads in (1, 2, 3, 4):
         num_threads(threads)
@@ -439,3 +449,17 @@ def test_row_operations(num_threads, name, features):
     wide[:, 1:-4] = x
     assert_same_bits(run(wide[:, 1:-4]), expected, "strided rows")
     assert_same_bits(run(np.asfortranarray(x)), expected, "F-order")
+
+
+@pytest.mark.parametrize("name", ROW_OPERATIONS)
+@pytest.mark.parametrize("rows", [700, 7000])
+def test_row_operations_from_l3_and_memory(num_threads, name, rows):
+    """Large calls prefetch and store past the caches; a row alone does neither."""
+    run = row_operation(name, 777)
+    x = np.random.default_rng(5).standard_normal((rows, 777), dtype=np.float32)
+    num_threads(2)
+    result = run(x)
+    num_threads(1)
+    assert_same_bits(run(x), result)
+    for row in range(0, rows, 97):
+        assert_same_bits(run(x[row : row + 1]), result[row : row + 1])
