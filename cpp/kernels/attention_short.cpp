@@ -24,8 +24,10 @@ namespace {
 
 constexpr int kGroup = HeadGroup::kHeads < kLanes ? HeadGroup::kHeads : kLanes;
 constexpr int kQueries = kLanes / kGroup;  // of each head in a register
-constexpr int kMaxQueries = 16;
-constexpr int kMaxKeys = 16;
+// From 15 on a panel is as fast: at 14 x 14 x 64 it takes 1.10 of a group's time per head, at 16 x 16 0.94 (AVX2 1.03
+// and 0.88), at 8 x 8 1.8.
+constexpr int kMaxQueries = 14;
+constexpr int kMaxKeys = 14;
 constexpr int kMaxRows = (kMaxQueries + kQueries - 1) / kQueries;
 
 // Score tile: 5 x 5 accumulators, 5 registers of queries and one of keys fill 32 registers; 3 x 4 fill 16.
@@ -36,7 +38,6 @@ constexpr int kOutRows = 5;
 constexpr int kOutVecs = Vec::kRegisters == 32 ? 4 : 2;
 
 // Rows of Q, then rows of K, of all heads of the group side by side; then a register may read past the last.
-constexpr int64_t kMaxStaged = 16 * 128;
 constexpr int kMaxColumn = (kMaxQueries + kMaxKeys) * kGroup + kLanes;
 
 struct Scratch {
@@ -45,7 +46,6 @@ struct Scratch {
   float max[kMaxRows][kLanes];
   float sum[kMaxRows][kLanes];
   float inverse[kMaxRows][kLanes];
-  float staged[kMaxStaged];  // outputs of one head
 };
 
 // ---- the group that comes next ---------------------------------------------------------------------------
@@ -61,21 +61,21 @@ FASTMHA_INLINE void prefetch_row(const float* row, int64_t columns) {
   for (; d < columns; d += kLineFloats) __builtin_prefetch(row + d);
 }
 
-// Fetches the rows of one or two arrays of a group, head by head in the order of memory, a few at a time. Without it
-// 1,024 sequences of 5 in main memory took twice as long (the kernel's own order, a line of each row, is none that the
-// hardware follows); all of it at once, in the output phase, cost half of the gain.
+// Fetches the rows of one or two arrays of a group, head by head in the order of memory, in `steps` even shares. Without
+// it 1,024 sequences of 5 in main memory took twice as long (the kernel's own order, a line of each row, is none that
+// the hardware follows); all of it at once, in the output phase, cost half of the gain.
 class Ahead {
  public:
-  FASTMHA_INLINE Ahead(const HeadGroup* next, bool values) : next_(next), values_(values) {
+  FASTMHA_INLINE Ahead(const HeadGroup* next, bool values, int64_t steps) : next_(next), values_(values) {
     if (next_ == nullptr) return;
     first_rows_ = values ? next_->shared.kv_len : next_->shared.q_len;
     rows_ = values ? first_rows_ : first_rows_ + next_->shared.kv_len;
-    if (rows_ == 0) next_ = nullptr;
+    share_ = (rows_ * next_->count + steps - 1) / steps;
   }
-  FASTMHA_INLINE void fetch(int64_t rows) {
+  FASTMHA_INLINE void step() {
     if (next_ == nullptr) return;
     const AttentionHead& shared = next_->shared;
-    for (; rows > 0 && head_ < next_->count; --rows) {
+    for (int64_t left = share_; left > 0 && head_ < next_->count; --left) {
       if (values_) {
         prefetch_row(next_->value[head_] + row_ * shared.value_stride, shared.value_dim);
       } else if (row_ < first_rows_) {
@@ -94,7 +94,7 @@ class Ahead {
   const HeadGroup* next_;
   bool values_;
   int head_ = 0;
-  int64_t row_ = 0, rows_ = 0, first_rows_ = 0;
+  int64_t row_ = 0, rows_ = 0, first_rows_ = 0, share_ = 0;
 };
 
 // ---- scores ----------------------------------------------------------------------------------------------
@@ -113,10 +113,8 @@ void transpose_columns(const HeadGroup& group, Ahead& ahead, int64_t first, int 
     key[h] = group.key[live] + first;
   }
   const int64_t rows = head.q_len + head.kv_len;
-  // A group has kGroup * rows rows of Q and K, this loop runs head_dim / kLanes times over rows / kQueries registers.
-  const int64_t rows_ahead = kGroup * kQueries * kLanes / larger(kLanes, head.head_dim);
   for (int64_t row = 0; row < rows; row += kQueries) {
-    ahead.fetch(rows_ahead);
+    ahead.step();
     Vec block[kLanes];
     Vec factor = Vec::set1(head.scale);
     FASTMHA_UNROLL
@@ -186,8 +184,8 @@ constexpr ScoreTile kScoreTiles[kScoreRows][kScoreKeys] = {FASTMHA_SCORE_ROW(1),
 // out[row][..] = (sum over keys of weights[row][key] * values[key][..]) * inverse[row]
 template <int Rows, int Vecs, bool Whole>
 FASTMHA_INLINE void output_tile(const float* values, int64_t value_stride, const float* const* weights,
-                                const float* const* inverse, int64_t keys, int width, float* out,
-                                int64_t out_stride) {
+                                const float* const* inverse, int64_t keys, int width, bool streamed,
+                                float* out, int64_t out_stride) {
   Vec acc[Rows][Vecs];
   FASTMHA_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -216,10 +214,12 @@ FASTMHA_INLINE void output_tile(const float* values, int64_t value_stride, const
       // + 0: a sum that underflowed to -0 becomes +0, as in a panel.
       const Vec result = acc[r][v] * factor + Vec::zero();
       float* at = out + r * out_stride + v * kLanes;
-      if (Whole) {
-        result.store(at);
-      } else {
+      if (!Whole) {
         result.store_n(at, width);
+      } else if (streamed) {
+        result.stream_unaligned(at);
+      } else {
+        result.store(at);
       }
     }
   }
@@ -228,10 +228,9 @@ FASTMHA_INLINE void output_tile(const float* values, int64_t value_stride, const
 // Where the weights of a query of one head begin, and its 1 / sum.
 FASTMHA_INLINE int64_t lane_of(int64_t query, int head) { return query % kQueries * kGroup + head; }
 
-// O of queries [first, first + Rows) of one head from keys [low, high), to rows of `out`.
+// O of queries [first, first + Rows) of one head from keys [low, high).
 template <int Rows>
-void output_rows(const HeadGroup& group, const Scratch& s, int h, int64_t first, int64_t low, int64_t high,
-                 float* out, int64_t out_stride) {
+void output_rows(const HeadGroup& group, const Scratch& s, int h, int64_t first, int64_t low, int64_t high) {
   const AttentionHead& head = group.shared;
   const float* weights[Rows];
   const float* inverse[Rows];
@@ -242,25 +241,26 @@ void output_rows(const HeadGroup& group, const Scratch& s, int h, int64_t first,
     inverse[r] = s.inverse[(first + r) / kQueries] + lane;
   }
   const float* values = group.value[h] + low * head.value_stride;
+  const int64_t stride = head.value_stride, keys = high - low, out_stride = head.out_stride;
+  float* out = group.out[h] + first * out_stride;
+  const bool streamed =
+      group.stream && (reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(4 * out_stride)) % 16 == 0;
   int64_t d = 0;
   for (; d + kOutVecs * kLanes <= head.value_dim; d += kOutVecs * kLanes) {
-    output_tile<Rows, kOutVecs, true>(values + d, head.value_stride, weights, inverse, high - low, kLanes,
-                                      out + d, out_stride);
+    output_tile<Rows, kOutVecs, true>(values + d, stride, weights, inverse, keys, kLanes, streamed, out + d,
+                                      out_stride);
   }
-  for (; d < head.value_dim; d += kLanes) {
-    const int width = static_cast<int>(smaller(kLanes, head.value_dim - d));
-    if (width == kLanes) {
-      output_tile<Rows, 1, true>(values + d, head.value_stride, weights, inverse, high - low, width, out + d,
-                                 out_stride);
-    } else {
-      output_tile<Rows, 1, false>(values + d, head.value_stride, weights, inverse, high - low, width, out + d,
-                                  out_stride);
-    }
+  for (; d + kLanes <= head.value_dim; d += kLanes) {
+    output_tile<Rows, 1, true>(values + d, stride, weights, inverse, keys, kLanes, streamed, out + d,
+                               out_stride);
+  }
+  if (d < head.value_dim) {
+    output_tile<Rows, 1, false>(values + d, stride, weights, inverse, keys,
+                                static_cast<int>(head.value_dim - d), false, out + d, out_stride);
   }
 }
 
-using OutputRows = void (*)(const HeadGroup&, const Scratch&, int, int64_t, int64_t, int64_t, float*,
-                            int64_t);
+using OutputRows = void (*)(const HeadGroup&, const Scratch&, int, int64_t, int64_t, int64_t);
 constexpr OutputRows kOutputRows[kOutRows] = {output_rows<1>, output_rows<2>, output_rows<3>, output_rows<4>,
                                               output_rows<5>};
 
@@ -283,7 +283,8 @@ FASTMHA_INLINE int64_t high_of(const AttentionHead& head, int64_t query) {
 
 void compute_scores(const HeadGroup& group, const HeadGroup* next, int64_t rows, Scratch& s) {
   const AttentionHead& head = group.shared;
-  Ahead ahead(next, false);
+  Ahead ahead(next, false,
+              (head.head_dim + kLanes - 1) / kLanes * ((head.q_len + head.kv_len + kQueries - 1) / kQueries));
   const EvenShares row_tiles(rows, kScoreRows), key_tiles(head.kv_len, kScoreKeys);
   for (int64_t d = 0; d < head.head_dim; d += kLanes) {
     const int width = static_cast<int>(smaller(kLanes, head.head_dim - d));
@@ -332,50 +333,26 @@ void softmax_row(int64_t keys, int64_t row, Scratch& s) {
   select(equal(sum, Vec::zero()), Vec::zero(), Vec::set1(1.0f) / sum).store(s.inverse[row]);
 }
 
-// O of one head, `out_stride` apart.
-void compute_output(const HeadGroup& group, bool hides, const Scratch& s, int h, float* out,
-                    int64_t out_stride) {
+void compute_output(const HeadGroup& group, bool hides, const Scratch& s, int h) {
   const AttentionHead& head = group.shared;
   if (hides) {  // query by query: a hidden value row is not read
     for (int64_t i = 0; i < head.q_len; ++i) {
       const int64_t low = low_of(head, i);
-      output_rows<1>(group, s, h, i, low, larger(low, high_of(head, i)), out + i * out_stride, out_stride);
+      output_rows<1>(group, s, h, i, low, larger(low, high_of(head, i)));
     }
     return;
   }
   const EvenShares tiles(head.q_len, kOutRows);
   for (int64_t tile = 0, first = 0; tile < tiles.count; first += tiles.of(tile++)) {
-    kOutputRows[tiles.of(tile) - 1](group, s, h, first, 0, head.kv_len, out + first * out_stride, out_stride);
+    kOutputRows[tiles.of(tile) - 1](group, s, h, first, 0, head.kv_len);
   }
 }
 
-// Copies past the caches. Lines of which only a part is ours are written as usual.
-void stream(const float* from, int64_t count, float* to) {
-  const auto misplaced = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) / sizeof(float) % kLineFloats);
-  const int64_t start = smaller(count, (kLineFloats - misplaced) % kLineFloats);
-  const int64_t whole = (count - start) / kLineFloats * kLineFloats;
-  for (int64_t i = 0; i < start; ++i) to[i] = from[i];
-  for (int64_t i = start; i < start + whole; i += kLanes) Vec::load(from + i).stream(to + i);
-  for (int64_t i = start + whole; i < count; ++i) to[i] = from[i];
-}
-
-void write_outputs(const HeadGroup& group, const HeadGroup* next, bool hides, Scratch& s) {
-  const AttentionHead& head = group.shared;
-  Ahead ahead(next, true);
+void write_outputs(const HeadGroup& group, const HeadGroup* next, bool hides, const Scratch& s) {
+  Ahead ahead(next, true, group.count);
   for (int h = 0; h < group.count; ++h) {
-    ahead.fetch(head.kv_len);
-    if (!group.stream || head.q_len * head.value_dim > kMaxStaged) {
-      compute_output(group, hides, s, h, group.out[h], head.out_stride);
-      continue;
-    }
-    compute_output(group, hides, s, h, s.staged, head.value_dim);
-    if (head.out_stride == head.value_dim) {
-      stream(s.staged, head.q_len * head.value_dim, group.out[h]);
-    } else {
-      for (int64_t i = 0; i < head.q_len; ++i) {
-        stream(s.staged + i * head.value_dim, head.value_dim, group.out[h] + i * head.out_stride);
-      }
-    }
+    ahead.step();
+    compute_output(group, hides, s, h);
   }
 }
 

@@ -37,6 +37,19 @@ struct Vec {
   FASTMHA_INLINE void store(float* p) const { _mm512_storeu_ps(p, reg); }
   // Past the caches; p must be a multiple of the vector's size. See stream_fence.
   FASTMHA_INLINE void stream(float* p) const { _mm512_stream_ps(p, reg); }
+  // The same for p a multiple of 16 bytes. Quarters of a line
+  // are joined again on their way (NumPy's large arrays begin 16 bytes into a line): copying through a buffer so that
+  // all stores are whole lines took 0.70 ms for a call that takes 0.63 so.
+  FASTMHA_INLINE void stream_unaligned(float* p) const {
+    if (reinterpret_cast<uintptr_t>(p) % 64 == 0) {
+      _mm512_stream_ps(p, reg);
+      return;
+    }
+    _mm_stream_ps(p, _mm512_castps512_ps128(reg));
+    _mm_stream_ps(p + 4, _mm512_extractf32x4_ps(reg, 1));
+    _mm_stream_ps(p + 8, _mm512_extractf32x4_ps(reg, 2));
+    _mm_stream_ps(p + 12, _mm512_extractf32x4_ps(reg, 3));
+  }
   FASTMHA_INLINE void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), reg); }
 };
 

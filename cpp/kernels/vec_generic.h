@@ -50,6 +50,7 @@ struct Vec {
   }
   FASTMHA_INLINE void store(float* p) const { *reinterpret_cast<UnalignedFloat4*>(p) = reg; }
   FASTMHA_INLINE void stream(float* p) const { store(p); }  // no portable way past the caches
+  FASTMHA_INLINE void stream_unaligned(float* p) const { store(p); }
   FASTMHA_INLINE void store_n(float* p, int n) const {
     for (int lane = 0; lane < 4; ++lane) {
       if (lane < n) p[lane] = reg[lane];

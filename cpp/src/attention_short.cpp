@@ -12,8 +12,8 @@ namespace {
 // Time of one head of five queries and keys of 64 on one core.
 constexpr double kHeadNanoseconds = 75.0;
 // A call that moves more than this leaves nothing in a cache for the next operation to find: its output goes past the
-// caches (which saves reading it first) and its input is fetched ahead. 1,024 x 8 x 5 x 64 (42 MB): 0.51 ms and not
-// 0.78. 128 x 8 x 5 x 64 (5 MB) took 63 us with the fetches and 57 without.
+// caches (which saves reading it first) and its input is fetched ahead. 1,024 x 8 x 5 x 64 (42 MB): 0.56 ms, with the
+// fetches alone 0.78, with neither 1.58. 128 x 8 x 5 x 64 (5 MB) took 63 us with the fetches and 57 without.
 constexpr double kStreamBytes = 24e6;
 
 // A group costs as much as this many heads of panels, however few heads it has: 0.6 us against 0.25.
