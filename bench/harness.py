@@ -70,7 +70,7 @@ class Case:
 class Budget:
     """How long to measure, in seconds."""
 
-    seconds: float = 3.0  # for a workload, shared by its rivals, pauses included
+    seconds: float = 2.5  # for a workload, shared by its rivals, pauses included
     warm_up: float = 0.1  # for each of them
     round: float = 0.02  # a round repeats short calls until it is about this long
     min_rounds: int = 5

@@ -493,6 +493,7 @@ def test_bench_outside_a_checkout_says_where_it_is(tmp_path):
 
 def test_bench_runs_the_folder_and_hands_options_on(tmp_path):
     (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").touch()  # before any other bench on the path
     (tmp_path / "bench" / "__main__.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
     (tmp_path / "below").mkdir()
     for folder in (tmp_path, tmp_path / "below"):
