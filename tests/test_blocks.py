@@ -483,7 +483,7 @@ def test_failed_decoder_block_leaves_the_cache(random):
 
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("broken", ["linear2 of block 2", "norm"])
+@pytest.mark.parametrize("broken", ["feed-forward of block 2", "norm"])
 def test_failed_decoder_leaves_the_caches_of_all_blocks(random, monkeypatch, error, broken):
     blocks = [fm.DecoderBlock(32, 4, 64, seed=n) for n in range(2)]
     decoder = fm.Decoder(blocks, fm.LayerNorm(32))
@@ -496,7 +496,7 @@ def test_failed_decoder_leaves_the_caches_of_all_blocks(random, monkeypatch, err
             if broken == "norm":
                 patch.setattr(decoder, "norm", raising(error))
             else:
-                patch.setattr(blocks[1].feed_forward, "linear2", raising(error))
+                patch.setattr(blocks[1], "feed_forward", raising(error))
             with pytest.raises(error):
                 decoder(*args, cache=cache)
 

@@ -147,8 +147,8 @@ def test_shipped_files():
     cmake = Path(fm.get_cmake_dir())
     assert (cmake / "fastmhaConfig.cmake").is_file()
     include = cmake.parents[2] / "include" / "fastmha"
-    for header in ("types.h", "runtime.h", "linear.h", "attention.h", "norm.h", "fastmha.h"):
-        assert (include / header).is_file(), header
+    for header in ("types", "runtime", "linear", "attention", "norm", "sublayer", "fastmha"):
+        assert (include / f"{header}.h").is_file(), header
 
 
 def test_version_is_the_distributions():

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, module) {
   fastmha::python::bind_attention(module);
   fastmha::python::bind_linear(module);
   fastmha::python::bind_norm(module);
+  fastmha::python::bind_sublayer(module);
 }

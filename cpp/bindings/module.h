@@ -61,5 +61,6 @@ void bind_attention(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);
+void bind_sublayer(pybind11::module_& module);
 
 }  // namespace fastmha::python

@@ -53,6 +53,25 @@ void run_attention(const AttentionPlan& plan) {
   run_panels(rest, *isa.panel);
 }
 
+size_t attend_scratch(int64_t head_dim, int64_t value_dim) {
+  const Isa& isa = active_isa();
+  return std::max(isa.panel->scratch(head_dim, value_dim), static_cast<size_t>(isa.short_sequences->scratch));
+}
+
+void attend_here(const AttentionPlan& plan, float* scratch) {
+  const Isa& isa = active_isa();
+  run_short_here(plan, *isa.short_sequences, 0, plan.batch * plan.heads, false, scratch);
+  const int64_t bq = isa.panel->bq;
+  for (int64_t n = 0; n < plan.batch; ++n) {
+    if (takes_short(plan, *isa.short_sequences, n)) continue;
+    const int64_t panels = (plan.q_len_of(n) + bq - 1) / bq;
+    for (int64_t h = 0; h < plan.heads; ++h) {
+      const AttentionHead head = plan.head(n, h);
+      for (int64_t panel = panels - 1; panel >= 0; --panel) isa.panel->run(head, panel * bq, scratch);
+    }
+  }
+}
+
 void scaled_dot_product_attention(const ConstView& query, const ConstView& key, const ConstView& value,
                                   const MutableView& out, const AttentionParams& params) {
   const char* op = "scaled_dot_product_attention";

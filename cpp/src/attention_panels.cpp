@@ -137,9 +137,12 @@ void run_panels(const AttentionPlan& plan, const PanelKernels& kernels) {
   const std::vector<int64_t> starts = task_starts(total, smallest, threads);
   const Workspace workspace(threads,
                             kernels.scratch(plan.shared.head_dim, plan.shared.value_dim) * sizeof(float));
-  parallel_for(static_cast<int64_t>(starts.size()) - 1, threads, [&](int64_t task, int thread) {
-    panels.run(kernels, starts[task], starts[task + 1], workspace.slice(thread));
-  });
+  parallel_for(
+      static_cast<int64_t>(starts.size()) - 1, threads,
+      [&](int64_t task, int thread) {
+        panels.run(kernels, starts[task], starts[task + 1], workspace.slice(thread));
+      },
+      TaskOrder::kInTurn);
 }
 
 }  // namespace fastmha

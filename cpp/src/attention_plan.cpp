@@ -176,6 +176,8 @@ AttentionPlan plan_tensors(const ConstView& query, const ConstView& key, const C
   return plan;
 }
 
+}  // namespace
+
 void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlens, int64_t sequences,
                       int64_t total) {
   FASTMHA_CHECK(cu_seqlens[0] == 0, op, ": ", name, " must start at 0, got ", cu_seqlens[0]);
@@ -186,8 +188,6 @@ void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlen
   FASTMHA_CHECK(cu_seqlens[sequences] == total, op, ": ", name, " must end at the number of tokens (", total,
                 "), got ", cu_seqlens[sequences]);
 }
-
-}  // namespace
 
 AttentionHead AttentionPlan::head(int64_t n, int64_t h) const {
   AttentionHead one = shared;

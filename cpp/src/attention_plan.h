@@ -51,6 +51,10 @@ AttentionPlan plan_varlen_attention(const char* op, const ConstView& query, cons
                                     const int64_t* cu_seqlens_k, int64_t sequences, const MutableView& out,
                                     const AttentionParams& params);
 
+// cu_seqlens must rise from 0 to `total`.
+void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlens, int64_t sequences,
+                      int64_t total);
+
 // ---- running -----------------------------------------------------------------------------------------------
 
 // A guess of one core's speed, good enough to decide between one thread and several.
@@ -63,10 +67,17 @@ inline constexpr double kTaskNanoseconds = 10e3;
 
 // The kernels that fit the plan.
 void run_attention(const AttentionPlan& plan);
+// The same (but for decoding) on the calling thread alone, with attend_scratch floats.
+void attend_here(const AttentionPlan& plan, float* scratch);
+size_t attend_scratch(int64_t head_dim, int64_t value_dim);
 // Panels of queries, for any plan.
 void run_panels(const AttentionPlan& plan, const PanelKernels& kernels);
 // Groups of heads, for the sequences that are short enough.
 void run_short(const AttentionPlan& plan, const ShortKernels& kernels);
+// The same for heads [first, last) of all sequences on the calling thread alone, with ShortKernels::scratch floats.
+// stream: the results go past the caches, what comes next is fetched.
+void run_short_here(const AttentionPlan& plan, const ShortKernels& kernels, int64_t first, int64_t last,
+                    bool stream, float* scratch);
 // Whether sequence n is one of them.
 bool takes_short(const AttentionPlan& plan, const ShortKernels& kernels, int64_t n);
 // For plans in which no sequence has more than one query.

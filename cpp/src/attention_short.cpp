@@ -127,6 +127,17 @@ bool takes_short(const AttentionPlan& plan, const ShortKernels& kernels, int64_t
          plan.shared.softcap == 0 && plan.slopes == nullptr;
 }
 
+void run_short_here(const AttentionPlan& plan, const ShortKernels& kernels, int64_t first, int64_t last,
+                    bool stream, float* scratch) {
+  Heads heads(plan, kernels, stream, first, last);
+  HeadGroup groups[2];
+  heads.fill(groups[0]);
+  for (int at = 0; groups[at].count > 0; at = 1 - at) {
+    heads.fill(groups[1 - at]);
+    kernels.run(groups[at], stream ? &groups[1 - at] : nullptr, scratch);
+  }
+}
+
 void run_short(const AttentionPlan& plan, const ShortKernels& kernels) {
   const int64_t total = plan.batch * plan.heads;
   const bool stream = bytes_moved(plan, kernels) > kStreamBytes;
@@ -137,13 +148,8 @@ void run_short(const AttentionPlan& plan, const ShortKernels& kernels) {
   const int threads = threads_for(tasks, static_cast<double>(total) * kHeadNanoseconds);
   const Workspace workspace(threads, kernels.scratch * sizeof(float));
   parallel_for(tasks, threads, [&](int64_t task, int thread) {
-    Heads heads(plan, kernels, stream, task * per_task, std::min(total, (task + 1) * per_task));
-    HeadGroup groups[2];
-    heads.fill(groups[0]);
-    for (int at = 0; groups[at].count > 0; at = 1 - at) {
-      heads.fill(groups[1 - at]);
-      kernels.run(groups[at], stream ? &groups[1 - at] : nullptr, workspace.slice(thread));
-    }
+    run_short_here(plan, kernels, task * per_task, std::min(total, (task + 1) * per_task), stream,
+                   workspace.slice(thread));
   });
 }
 

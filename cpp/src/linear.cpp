@@ -67,6 +67,27 @@ void check_linear(const PackedWeight& weight, const ConstView& x, const MutableV
 
 }  // namespace
 
+GemmBlock gemm_block(const PackedWeight& weight, Activation activation, const ConstView& x,
+                     const MutableView& out, const ConstView& residual, const LinearTask& part) {
+  GemmBlock block;
+  block.x = x.data + part.row * x.strides[0];
+  block.x_stride = x.strides[0];
+  block.rows = part.rows;
+  block.depth = weight.in_features();
+  block.far_weight = weight.nbytes() > kCachedBytes;
+  block.weight = weight.panel(part.column / weight.kernels().nr);
+  block.bias = weight.bias() + part.column;
+  if (!residual.empty()) {
+    block.residual = residual.data + part.row * residual.strides[0] + part.column;
+    block.residual_stride = residual.strides[0];
+  }
+  block.out = out.data + part.row * out.strides[0] + part.column;
+  block.out_stride = out.strides[0];
+  block.columns = part.columns;
+  block.activation = activation;
+  return block;
+}
+
 void run_linear(const PackedWeight& weight, Activation activation, const ConstView& x, const MutableView& out,
                 const ConstView& residual) {
   const GemmKernels& kernels = weight.kernels();
@@ -77,23 +98,8 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
   // The same threads come to the same weights and rows in every call.
   parallel_for(plan.tasks(), plan.threads, [&](int64_t task, int thread) {
     const LinearTask part = plan.task(task);
-    GemmBlock block;
-    block.x = x.data + part.row * x.strides[0];
-    block.x_stride = x.strides[0];
-    block.rows = part.rows;
-    block.depth = weight.in_features();
+    GemmBlock block = gemm_block(weight, activation, x, out, residual, part);
     block.fresh_rows = plan.column_blocks == 1 && plan.copied_stride == 0;
-    block.far_weight = weight.nbytes() > kCachedBytes;
-    block.weight = weight.panel(part.column / kernels.nr);
-    block.bias = weight.bias() + part.column;
-    if (!residual.empty()) {
-      block.residual = residual.data + part.row * residual.strides[0] + part.column;
-      block.residual_stride = residual.strides[0];
-    }
-    block.out = out.data + part.row * out.strides[0] + part.column;
-    block.out_stride = out.strides[0];
-    block.columns = part.columns;
-    block.activation = activation;
     if (plan.copied_stride != 0) {
       float* copy = scratch.slice(thread);
       for (int64_t row = 0; row < part.rows; ++row) {
@@ -121,6 +127,11 @@ const PackedLinear::State& PackedLinear::held() const {
   return *state_;
 }
 
+LinearLayer held_by(const PackedLinear& layer) {
+  const PackedLinear::State& state = layer.held();
+  return {state.weight, state.activation};
+}
+
 int64_t PackedLinear::in_features() const { return held().weight.in_features(); }
 int64_t PackedLinear::out_features() const { return held().weight.out_features(); }
 Activation PackedLinear::activation() const { return held().activation; }
@@ -139,9 +150,9 @@ void PackedLinear::unpack(const MutableView& weight) const {
 
 void linear(const PackedLinear& layer, const ConstView& x, const MutableView& out,
             const LinearParams& params) {
-  const PackedLinear::State& state = layer.held();
-  check_linear(state.weight, x, out, params.residual);
-  run_linear(state.weight, state.activation, x, out, params.residual);
+  const LinearLayer held = held_by(layer);
+  check_linear(held.weight, x, out, params.residual);
+  run_linear(held.weight, held.activation, x, out, params.residual);
 }
 
 }  // namespace fastmha

@@ -38,6 +38,8 @@ int64_t cache_ways() {
   return 8;
 }
 
+}  // namespace
+
 // Rows a multiple of 4 KiB apart compete for one set of the L1 cache (each of its ways holds 4 KiB), rows 2
 // KiB apart for two. The weights that stream through need a few lines of every set as well. 14 rows of 4 KiB
 // in 12 ways cost 5 points of peak.
@@ -48,6 +50,8 @@ bool rows_alias(int64_t x_stride, int64_t tile_rows) {
   const int64_t sets = kWay / std::gcd(kWay, std::abs(x_stride) * static_cast<int64_t>(sizeof(float)));
   return ceil_div(tile_rows, sets) + kForWeights > cache_ways();
 }
+
+namespace {
 
 // The work of the busiest thread, in tiles, when tasks are shared out evenly.
 int64_t longest_share(int64_t row_tiles, int64_t row_blocks, int64_t groups, int64_t column_blocks,

@@ -11,6 +11,14 @@
 namespace fastmha {
 
 class PackedWeight;
+class PackedLinear;
+
+// What a PackedLinear holds.
+struct LinearLayer {
+  const PackedWeight& weight;
+  Activation activation;
+};
+LinearLayer held_by(const PackedLinear& layer);
 
 // Rows [row, row + rows) of columns [column, column + columns); column is the start of a panel.
 struct LinearTask {
@@ -34,6 +42,13 @@ struct LinearPlan {
 
 LinearPlan plan_linear(const GemmKernels& kernels, int64_t rows, int64_t x_stride, int64_t depth,
                        int64_t columns);
+
+// Whether rows of x that far apart get in each other's way in the L1 cache when tiles of so many are read.
+bool rows_alias(int64_t x_stride, int64_t tile_rows);
+
+// That part of a layer's result, for the kernel: x, out and residual (or empty) are the whole matrices.
+GemmBlock gemm_block(const PackedWeight& weight, Activation activation, const ConstView& x,
+                     const MutableView& out, const ConstView& residual, const LinearTask& part);
 
 // The layer without its argument checks.
 void run_linear(const PackedWeight& weight, Activation activation, const ConstView& x, const MutableView& out,

@@ -134,11 +134,11 @@ int threads_for(int64_t tasks, double nanoseconds) {
 #endif
 }
 
-void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context) {
+void run_tasks(int64_t tasks, int threads, TaskOrder order, TaskFunction function, void* context) {
 #if defined(_OPENMP)
   if (threads > 1) {
     Share shares[kMaxShares];
-    const int count = std::min(threads, kMaxShares);
+    const int count = order == TaskOrder::kInTurn ? 1 : std::min(threads, kMaxShares);
     for (int i = 0; i < count; ++i) {
       shares[i].next.store(tasks * i / count, std::memory_order_relaxed);
       shares[i].end = tasks * (i + 1) / count;
@@ -158,6 +158,7 @@ void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context)
   }
 #else
   (void)threads;
+  (void)order;
 #endif
   for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
 }

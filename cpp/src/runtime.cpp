@@ -26,12 +26,13 @@ bool has_avx512() {
 // Best first. A new instruction set is one add_kernels() line in CMakeLists.txt and one row here.
 const Isa kIsas[] = {
 #if defined(FASTMHA_HAVE_X86_KERNELS)
-    {"avx512", has_avx512, &fastmha_gemm_avx512, &fastmha_panel_avx512, &fastmha_short_avx512, &fastmha_decode_avx512,
-     &fastmha_rowwise_avx512},
-    {"avx2", has_avx2, &fastmha_gemm_avx2, &fastmha_panel_avx2, &fastmha_short_avx2, &fastmha_decode_avx2, &fastmha_rowwise_avx2},
+    {"avx512", has_avx512, &fastmha_gemm_avx512, &fastmha_panel_avx512, &fastmha_short_avx512,
+     &fastmha_decode_avx512, &fastmha_rowwise_avx512},
+    {"avx2", has_avx2, &fastmha_gemm_avx2, &fastmha_panel_avx2, &fastmha_short_avx2, &fastmha_decode_avx2,
+     &fastmha_rowwise_avx2},
 #endif
-    {"generic", always, &fastmha_gemm_generic, &fastmha_panel_generic, &fastmha_short_generic, &fastmha_decode_generic,
-     &fastmha_rowwise_generic},
+    {"generic", always, &fastmha_gemm_generic, &fastmha_panel_generic, &fastmha_short_generic,
+     &fastmha_decode_generic, &fastmha_rowwise_generic},
 };
 
 std::string names(bool runnable_only) {

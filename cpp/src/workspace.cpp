@@ -7,6 +7,9 @@ namespace fastmha {
 namespace {
 
 constexpr size_t kPage = 4096;
+// What a thread keeps from call to call at most. Larger leases are those of single long sequences, whose attention
+// takes far longer than getting the memory anew.
+constexpr size_t kMostKept = size_t{256} << 20;
 
 char* allocate(size_t bytes) {
   void* memory = std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
@@ -30,7 +33,7 @@ Workspace::Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes) 
   // compete for the same cache sets.
   stride_ = (bytes_per_thread + kPage - 1) / kPage * kPage + 64;
   const size_t bytes = stride_ * static_cast<size_t>(threads) + shared_bytes;
-  own_ = kept.leased;
+  own_ = kept.leased || bytes > kMostKept;
   if (own_) {
     base_ = allocate(bytes);
     return;

@@ -7,7 +7,7 @@
 namespace fastmha {
 
 // Leases `threads` slices of at least `bytes_per_thread`, and one of `shared_bytes` for all, from a buffer that
-// belongs to the calling thread and only grows, so that repeated calls neither allocate nor page-fault. What it
+// belongs to the calling thread and only grows, so that repeated calls neither allocate nor page-fault (up to 256 MiB; more is given back). What it
 // keeps is the most that any call so far needed: a slice is some 10 KiB (the tables of kernels say how much each
 // needs; it depends on head_dim and block sizes, never on q_len x kv_len) times the threads, the shared part of a
 // decode call grows with kv_len / 256. Taken before a parallel region; slices are written first by the thread that

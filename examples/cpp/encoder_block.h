@@ -4,9 +4,8 @@
 //   y   = layer_norm(x + attention(x))
 //   out = layer_norm(y + feed_forward(y))
 //
-// Seven calls per block do it: the residual is added by the linear layer that ends each half, the activation
-// by the one that opens the feed-forward; and attention reads queries, keys and values where the one
-// projection left them, as strided views of its output. No tensor is copied or transposed.
+// Two calls per block do it, one per sub-layer with its addition and its norm, the second in place. Nothing
+// is allocated: what lies between is in the library's scratch memory, a slice of the batch at a time.
 //
 // With the same weights it gives what fastmha.EncoderBlock gives in Python, bit for bit.
 #pragma once
@@ -45,24 +44,22 @@ class EncoderBlock {
         norm2_{weights.norm2_weight, weights.norm2_bias} {}
 
   // x and out (batch, length, d_model), row-major; of sequence n the first lengths[n] tokens exist.
-  void run(const float* x, float* out, int64_t batch, int64_t length, const int64_t* lengths) {
-    const int64_t rows = batch * length, d = sizes_.d_model;
-    qkv_.resize(static_cast<size_t>(rows * 3 * d));
-    attended_.resize(static_cast<size_t>(rows * d));
-    hidden_.resize(static_cast<size_t>(rows * sizes_.d_ff));
-    const ConstView input(x, {rows, d});
-    const MutableView output(out, {rows, d});
-    const MutableView qkv(qkv_.data(), {rows, 3 * d});
-    const MutableView attended(attended_.data(), {rows, d});
-    const MutableView hidden(hidden_.data(), {rows, sizes_.d_ff});
+  void run(const float* x, float* out, int64_t batch, int64_t length, const int64_t* lengths) const {
+    const ConstView input(x, {batch * length, sizes_.d_model});
+    const MutableView output(out, {batch * length, sizes_.d_model});
 
-    fastmha::linear(in_proj_, input, qkv);
-    attend(batch, length, lengths);                                 // qkv -> attended
-    fastmha::linear(out_proj_, attended, output, residual(input));  // x + attention
-    norm1_.apply(output);                                           // y
-    fastmha::linear(linear1_, output, hidden);
-    fastmha::linear(linear2_, hidden, output, residual(output));  // y + feed-forward, in place
-    norm2_.apply(output);
+    fastmha::MultiHeadAttentionParams attention;
+    attention.heads = sizes_.heads;
+    attention.sequences = batch;
+    attention.key_lengths = lengths;
+    attention.residual = input;
+    attention.norm_after = norm1_.view();
+    fastmha::multi_head_attention(in_proj_, out_proj_, input, output, attention);
+
+    fastmha::FeedForwardParams feed_forward;
+    feed_forward.residual = output;
+    feed_forward.norm_after = norm2_.view();
+    fastmha::feed_forward(linear1_, linear2_, output, output, feed_forward);
   }
 
  private:
@@ -72,11 +69,9 @@ class EncoderBlock {
   struct Norm {
     std::vector<float> weight, bias;
 
-    void apply(const MutableView& rows) const {
+    fastmha::SublayerNorm view() const {
       const auto features = static_cast<int64_t>(weight.size());
-      fastmha::LayerNormParams params;
-      params.bias = ConstView(bias.data(), {features});
-      fastmha::layer_norm(rows, {weight.data(), {features}}, rows, params);
+      return {{weight.data(), {features}}, {bias.data(), {features}}};
     }
   };
 
@@ -88,30 +83,7 @@ class EncoderBlock {
                                  activation);
   }
 
-  static fastmha::LinearParams residual(const ConstView& view) {
-    fastmha::LinearParams params;
-    params.residual = view;
-    return params;
-  }
-
-  // Queries, keys and values of head h are columns [h * head_dim, ...) of the three thirds of a projected
-  // row.
-  void attend(int64_t batch, int64_t length, const int64_t* lengths) {
-    const int64_t d = sizes_.d_model, head_dim = d / sizes_.heads;
-    const auto heads_of = [&](const float* first) {
-      return ConstView(first, {batch, sizes_.heads, length, head_dim}, {length * 3 * d, head_dim, 3 * d, 1});
-    };
-    const MutableView out(attended_.data(), {batch, sizes_.heads, length, head_dim},
-                          {length * d, head_dim, d, 1});
-    fastmha::AttentionParams params;
-    params.key_lengths = lengths;
-    const float* projected = qkv_.data();
-    fastmha::scaled_dot_product_attention(heads_of(projected), heads_of(projected + d),
-                                          heads_of(projected + 2 * d), out, params);
-  }
-
   EncoderBlockSizes sizes_;
   fastmha::PackedLinear in_proj_, out_proj_, linear1_, linear2_;
   Norm norm1_, norm2_;
-  std::vector<float> qkv_, attended_, hidden_;  // kept from call to call
 };

@@ -93,6 +93,44 @@ class PackedLinear:
     def unpack(self) -> Float32:
         """The weight again, (out_features, in_features), bit for bit what was packed."""
 
+Norm = tuple[Float32, Float32 | None, float]
+"""(weight, bias, eps) of a layer norm."""
+
+def feed_forward(
+    linear1: PackedLinear,
+    linear2: PackedLinear,
+    x: Float32,
+    residual: Float32 | None,
+    norm_before: Norm | None,
+    norm_after: Norm | None,
+    out: Float32 | None,
+) -> Float32:
+    """norm_after(linear2(linear1(norm_before(x))) + residual) for x (..., in_features)."""
+
+def multi_head_attention(
+    in_proj: PackedLinear,
+    kv_proj: PackedLinear | None,
+    out_proj: PackedLinear,
+    heads: int,
+    kv_heads: int,
+    x: Float32,
+    memory: Float32 | None,
+    is_causal: bool,
+    key_lengths: NDArray[np.integer[Any]] | Sequence[int] | None,
+    cu_seqlens: NDArray[np.integer[Any]] | Sequence[int] | None,
+    cu_seqlens_memory: NDArray[np.integer[Any]] | Sequence[int] | None,
+    residual: Float32 | None,
+    norm_before: Norm | None,
+    norm_after: Norm | None,
+    out: Float32 | None,
+) -> Float32:
+    """norm_after(out_proj(attention(in_proj(norm_before(x)))) + residual).
+
+    x is (batch, length, width), (length, width), or ragged (total, width) with `cu_seqlens`. With
+    `kv_proj`, `in_proj` gives queries alone and keys and values are made from `memory`; without, it
+    gives queries, keys and values.
+    """
+
 def layer_norm(
     x: Float32,
     weight: Float32,

@@ -6,4 +6,5 @@
 #include "fastmha/linear.h"
 #include "fastmha/norm.h"
 #include "fastmha/runtime.h"
+#include "fastmha/sublayer.h"
 #include "fastmha/types.h"

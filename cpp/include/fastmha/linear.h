@@ -26,6 +26,8 @@ struct LinearParams {
   ConstView residual;
 };
 
+struct LinearLayer;  // inside the library
+
 // A weight in the order in which the kernel reads it, with its bias and activation. Immutable: threads may
 // share it. It keeps no reference to what it was made from. Only moving is allowed; a moved-from layer may
 // only be assigned to or destroyed.
@@ -55,7 +57,7 @@ class PackedLinear {
   struct State;
   const State& held() const;  // throws after a move
   std::unique_ptr<const State> state_;
-  friend void linear(const PackedLinear&, const ConstView&, const MutableView&, const LinearParams&);
+  friend LinearLayer held_by(const PackedLinear& layer);
 };
 
 // x (rows, in_features) -> out (rows, out_features); any stride from row to row, the last axis contiguous.

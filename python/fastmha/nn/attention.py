@@ -6,7 +6,8 @@ The heads are split by views. The rows of a packed projection hold
     v of head 0 | ... |
 
 so that (batch, length, all heads, head_dim) is a reshape, and the attention kernel reads q, k and v
-where they lie.
+where they lie. A call without mask, cache and weights is one operation of the core, whose threads
+take slices of the batch through all of it in their caches; the others go step by step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from fastmha.functional import (
     varlen_attention,
 )
 from fastmha.nn import torch_modules
-from fastmha.nn.layers import Linear
+from fastmha.nn.layers import LayerNorm, Linear
 from fastmha.nn.module import UNSET, Module, Seed, Shape, check_size, uniform
 from fastmha.nn.ragged import check_array, check_lengths, valid_rows
 
@@ -207,6 +208,8 @@ class MultiHeadAttention(Module):
         cu_seqlens_k: Lengths | None = None,
         cache: KVCache | None = None,
         residual: Float32 | None = None,
+        norm_before: LayerNorm | None = None,
+        norm_after: LayerNorm | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Attend from `query` to `key` and `value`, or to itself.
@@ -235,6 +238,9 @@ class MultiHeadAttention(Module):
             then.
         residual : ndarray of float32, of query's shape, optional
             Added to the result as it is stored.
+        norm_before, norm_after : LayerNorm, optional
+            Applied to `query` (and so to what is made from it), and to the result with its
+            residual.
         return_weights : bool, default False
             Also return the probabilities of every head.
 
@@ -263,12 +269,29 @@ class MultiHeadAttention(Module):
                 "MultiHeadAttention: cu_seqlens_k is for ragged keys: give cu_seqlens and key with "
                 "it, or leave it out"
             )
+        if cu_seqlens is not None and not (
+            attn_mask is None and key_lengths is None and cache is None
+        ):
+            raise ValueError(
+                "MultiHeadAttention: cu_seqlens (ragged input) does not go with attn_mask, "
+                "key_lengths or cache"
+            )
+        plain = attn_mask is None and cache is None and not return_weights
+        if plain and self._made_from_one_input(key, value):
+            return self._attend_fused(
+                query,
+                key,
+                is_causal,
+                key_lengths,
+                cu_seqlens,
+                cu_seqlens_k,
+                residual,
+                norm_before,
+                norm_after,
+            )
+        if norm_before is not None:
+            query = norm_before(query)
         if cu_seqlens is not None:
-            if attn_mask is not None or key_lengths is not None or cache is not None:
-                raise ValueError(
-                    "MultiHeadAttention: cu_seqlens (ragged input) does not go with attn_mask, "
-                    "key_lengths or cache"
-                )
             q, k, v = self._project(query, key, value, 2)
             attended = varlen_attention(
                 q,
@@ -279,7 +302,7 @@ class MultiHeadAttention(Module):
                 is_causal=is_causal,
                 return_weights=return_weights,
             )
-            return self._join(attended, residual, return_weights)
+            return self._join(attended, residual, norm_after, return_weights)
         if query.ndim == 2:  # one sequence without its batch axis
             result = self(
                 query[None],
@@ -290,13 +313,13 @@ class MultiHeadAttention(Module):
                 key_lengths=key_lengths,
                 cache=cache,
                 residual=None if residual is None else residual[None],
+                norm_after=norm_after,
                 return_weights=return_weights,
             )
             return (result[0][0], result[1][0]) if return_weights else result[0]
 
         q, k, v = self._project(query, key, value, 3)
         if cache is None:
-            weights = None
             out = _core.empty(q.shape)  # (batch, q_len, heads, head_dim)
             attended = scaled_dot_product_attention(
                 q.transpose(0, 2, 1, 3),
@@ -308,9 +331,9 @@ class MultiHeadAttention(Module):
                 return_weights=return_weights,
                 out=out.transpose(0, 2, 1, 3),
             )
-            if return_weights:
-                weights = attended[1]
-            joined = self.out_proj(out.reshape(query.shape), residual=residual)
+            joined, weights = self._join(
+                (out, attended[1] if return_weights else None), residual, norm_after, True
+            )
             if key is None and key_lengths is not None:
                 padding = ~valid_rows(np.asarray(key_lengths), query.shape[1])
                 joined[padding] = 0
@@ -322,10 +345,57 @@ class MultiHeadAttention(Module):
             attended = self._attend_cached(
                 q, k, v, cache, before, attn_mask, is_causal, key_lengths, return_weights
             )
-            return self._join(attended, residual, return_weights)
+            return self._join(attended, residual, norm_after, return_weights)
         except BaseException:  # nothing is changed by a call that fails, or that is interrupted
             cache._lengths[:] = before
             raise
+
+    def _made_from_one_input(self, key: Float32 | None, value: Float32 | None) -> bool:
+        """Whether keys and values come out of one product, of `query` or of `key`."""
+        if key is None:
+            return value is None and self._in_proj.one_input
+        return (value is None or value is key) and self.kdim == self.vdim
+
+    def _attend_fused(
+        self,
+        query: Float32,
+        key: Float32 | None,
+        is_causal: bool,
+        key_lengths: Lengths | None,
+        cu_seqlens: Lengths | None,
+        cu_seqlens_k: Lengths | None,
+        residual: Float32 | None,
+        norm_before: LayerNorm | None,
+        norm_after: LayerNorm | None,
+    ) -> Float32:
+        """All of a call in one operation."""
+        ndim = 2 if cu_seqlens is not None or query.ndim == 2 else 3
+        if query.ndim != ndim:
+            self._wrong_rank("query", query, ndim)
+        if key is not None and key.ndim != ndim:
+            self._wrong_rank("key", key, ndim)
+        in_proj = self._in_proj
+        out = _core.multi_head_attention(
+            in_proj.part("qkv" if key is None else "q")._packed,
+            None if key is None else in_proj.part("kv")._packed,
+            self.out_proj._packed,
+            self.num_heads,
+            self.num_kv_heads,
+            query,
+            key,
+            is_causal,
+            key_lengths,
+            cu_seqlens,
+            cu_seqlens_k,
+            residual,
+            LayerNorm.fused(norm_before),
+            LayerNorm.fused(norm_after),
+            None,
+        )
+        if key is None and key_lengths is not None:
+            padding = ~valid_rows(np.asarray(key_lengths), query.shape[-2])
+            out.reshape(*padding.shape, -1)[padding] = 0
+        return out
 
     def project_kv(self, memory: Float32) -> tuple[Float32, Float32]:
         """Keys and values of `memory` (..., embed_dim), each (..., kv_heads, head_dim): one
@@ -339,15 +409,21 @@ class MultiHeadAttention(Module):
         query: Float32,
         key: Float32,
         value: Float32,
+        *,
         cu_seqlens_q: Int64,
         cu_seqlens_k: Int64,
         residual: Float32,
+        norm_before: LayerNorm | None = None,
+        norm_after: LayerNorm | None = None,
     ) -> Float32:
         """Queries (T, embed_dim) against keys and values that :meth:`project_kv` made before, both
         ragged."""
+        if norm_before is not None:
+            query = norm_before(query)
         q = self._in_proj.part("q")(query).reshape(len(query), self.num_heads, self.head_dim)
         attended = varlen_attention(q, key, value, cu_seqlens_q, cu_seqlens_k)
-        return self.out_proj(attended.reshape(len(query), self.embed_dim), residual=residual)
+        joined: Float32 = self._join(attended, residual, norm_after, False)
+        return joined
 
     def _project(
         self, query: Float32, key: Float32 | None, value: Float32 | None, ndim: int
@@ -436,10 +512,18 @@ class MultiHeadAttention(Module):
             out[~valid_rows(key_lengths, q_len)] = 0
         return (out, attended[1]) if return_weights else out
 
-    def _join(self, attended: Any, residual: Float32 | None, return_weights: bool) -> Any:
+    def _join(
+        self,
+        attended: Any,
+        residual: Float32 | None,
+        norm_after: LayerNorm | None,
+        return_weights: bool,
+    ) -> Any:
         """(..., heads, head_dim) -> (..., embed_dim), through the output map."""
         heads = attended[0] if return_weights else attended
         out = self.out_proj(heads.reshape(*heads.shape[:-2], self.embed_dim), residual=residual)
+        if norm_after is not None:
+            out = norm_after(out)
         return (out, attended[1]) if return_weights else out
 
     def _use_for_cross_attention(self) -> None:

@@ -184,6 +184,11 @@ class LayerNorm(Module):
         """norm(x + residual) for x (..., dim)."""
         return _core.layer_norm(x, self.weight, self.bias, self.eps, residual, None)
 
+    @staticmethod
+    def fused(norm: "LayerNorm | None") -> "tuple[Float32, Float32 | None, float] | None":
+        """What an operation needs that normalises on its way."""
+        return None if norm is None else (norm.weight, norm.bias, norm.eps)
+
     def _own_shapes(self) -> dict[str, Shape]:
         return {name: array.shape for name, array in self._own_state().items()}
 

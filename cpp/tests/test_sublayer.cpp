@@ -1,0 +1,362 @@
+// The sub-layers against the operations that they are made of: bit for bit the same, whatever the shape, the
+// number of threads and the way the work is shared out. On the instruction set in use.
+#include "test.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "fastmha/fastmha.h"
+#include "src/isa.h"
+
+namespace fastmha {
+namespace {
+
+using test::Random;
+
+// Wide enough that the larger calls use several threads.
+constexpr int64_t kWidth = 64, kHidden = 200;
+
+struct Layer {
+  std::vector<float> weight, bias;
+  PackedLinear packed;
+
+  Layer(Random& random, int64_t in, int64_t out, bool with_bias, Activation activation = Activation::kNone)
+      : weight(random.normals(in * out)),
+        bias(random.normals(out)),
+        packed({weight.data(), {out, in}}, with_bias ? ConstView(bias.data(), {out}) : ConstView{},
+               activation) {}
+};
+
+struct Norm {
+  std::vector<float> weight, bias;
+
+  Norm(Random& random, int64_t features) : weight(random.normals(features)), bias(random.normals(features)) {}
+  SublayerNorm view(bool with_bias) const {
+    const auto features = static_cast<int64_t>(weight.size());
+    return {{weight.data(), {features}}, with_bias ? ConstView(bias.data(), {features}) : ConstView{}, 1e-3f};
+  }
+};
+
+std::vector<float> normalised(const SublayerNorm& norm, const std::vector<float>& x, int64_t width) {
+  if (norm.weight.empty()) return x;
+  std::vector<float> out(x.size());
+  const auto rows = static_cast<int64_t>(x.size()) / width;
+  LayerNormParams params;
+  params.bias = norm.bias;
+  params.eps = norm.eps;
+  layer_norm({x.data(), {rows, width}}, norm.weight, {out.data(), {rows, width}}, params);
+  return out;
+}
+
+std::vector<float> mapped(const PackedLinear& layer, const std::vector<float>& x,
+                          const ConstView& residual = {}) {
+  const auto rows = static_cast<int64_t>(x.size()) / layer.in_features();
+  std::vector<float> out(static_cast<size_t>(rows * layer.out_features()));
+  LinearParams params;
+  params.residual = residual;
+  linear(layer, {x.data(), {rows, layer.in_features()}}, {out.data(), {rows, layer.out_features()}}, params);
+  return out;
+}
+
+// What surrounds a sub-layer, by the bits of `flags`.
+struct Around {
+  SublayerNorm before, after;
+  bool residual;
+
+  Around(int flags, const Norm& first, const Norm& second) : residual(flags & 4) {
+    if (flags & 1) before = first.view(flags & 4);
+    if (flags & 2) after = second.view(!(flags & 4));
+  }
+};
+
+class Threads {
+ public:
+  explicit Threads(int count) : before_(get_num_threads()) { set_num_threads(count); }
+  ~Threads() { set_num_threads(before_); }
+
+ private:
+  int before_;
+};
+
+// ---- attention ---------------------------------------------------------------------------------------------
+
+struct Shape {
+  int64_t heads, kv_heads;
+  bool is_causal;
+  std::vector<int64_t> lengths, memory_lengths;  // the latter empty: self-attention
+  bool ragged;
+};
+
+std::vector<int64_t> bounds_of(const std::vector<int64_t>& lengths) {
+  std::vector<int64_t> bounds(lengths.size() + 1);
+  std::partial_sum(lengths.begin(), lengths.end(), bounds.begin() + 1);
+  return bounds;
+}
+
+// Heads [first, first + heads) of rows with `width` floats.
+ConstView heads_in(const std::vector<float>& rows, int64_t width, int64_t first, int64_t heads, int64_t dim) {
+  const auto count = static_cast<int64_t>(rows.size()) / width;
+  return ConstView(rows.data() + first * dim, {count, heads, dim}, {width, dim, 1});
+}
+
+struct Attention {
+  static constexpr int64_t kDim = 20;
+  const Shape& shape;
+  int64_t width, kv_width;
+  bool over_memory;
+  Layer in_proj, kv_proj, out_proj;
+  Norm norm_before, norm_after;
+  std::vector<int64_t> bounds, memory_bounds;
+  std::vector<float> x, memory, residual;
+
+  Attention(const Shape& shape_, Random& random, bool bias)
+      : shape(shape_),
+        width(shape.heads * kDim),
+        kv_width(shape.kv_heads * kDim),
+        over_memory(!shape.memory_lengths.empty()),
+        in_proj(random, kWidth, over_memory ? width : width + 2 * kv_width, bias),
+        kv_proj(random, kWidth + 1, 2 * kv_width, bias),
+        out_proj(random, width, kWidth + 2, bias),
+        norm_before(random, kWidth),
+        norm_after(random, kWidth + 2),
+        bounds(bounds_of(shape.lengths)),
+        memory_bounds(bounds_of(over_memory ? shape.memory_lengths : shape.lengths)),
+        x(random.normals(bounds.back() * kWidth)),
+        memory(random.normals(memory_bounds.back() * (kWidth + 1))),
+        residual(random.normals(bounds.back() * (kWidth + 2))) {}
+
+  int64_t rows() const { return bounds.back(); }
+  ConstView residual_view(const Around& around) const {
+    return around.residual ? ConstView(residual.data(), {rows(), kWidth + 2}) : ConstView{};
+  }
+
+  std::vector<float> composed(const Around& around) const {
+    const std::vector<float> projected = mapped(in_proj.packed, normalised(around.before, x, kWidth));
+    const std::vector<float> kv = over_memory ? mapped(kv_proj.packed, memory) : std::vector<float>{};
+    const std::vector<float>& keys = over_memory ? kv : projected;
+    const int64_t projected_width = over_memory ? width : width + 2 * kv_width;
+    const int64_t keys_width = over_memory ? 2 * kv_width : projected_width;
+    const int64_t first = over_memory ? 0 : shape.heads;
+    std::vector<float> attended(static_cast<size_t>(rows() * width));
+    AttentionParams params;
+    params.is_causal = shape.is_causal;
+    varlen_attention(heads_in(projected, projected_width, 0, shape.heads, kDim),
+                     heads_in(keys, keys_width, first, shape.kv_heads, kDim),
+                     heads_in(keys, keys_width, first + shape.kv_heads, shape.kv_heads, kDim), bounds.data(),
+                     memory_bounds.data(), static_cast<int64_t>(shape.lengths.size()),
+                     MutableView(attended.data(), {rows(), shape.heads, kDim}), params);
+    return normalised(around.after, mapped(out_proj.packed, attended, residual_view(around)), kWidth + 2);
+  }
+
+  std::vector<float> fused(const Around& around) const {
+    MultiHeadAttentionParams params;
+    params.heads = shape.heads;
+    params.kv_heads = shape.kv_heads;
+    params.is_causal = shape.is_causal;
+    params.sequences = static_cast<int64_t>(shape.lengths.size());
+    if (shape.ragged) {
+      params.cu_seqlens = bounds.data();
+      if (over_memory) params.cu_seqlens_memory = memory_bounds.data();
+    }
+    params.norm_before = around.before;
+    params.norm_after = around.after;
+    params.residual = residual_view(around);
+    std::vector<float> out(static_cast<size_t>(rows() * (kWidth + 2)));
+    const ConstView input(x.data(), {rows(), kWidth});
+    const MutableView output(out.data(), {rows(), kWidth + 2});
+    if (over_memory) {
+      multi_head_attention(in_proj.packed, kv_proj.packed, out_proj.packed, input,
+                           {memory.data(), {memory_bounds.back(), kWidth + 1}}, output, params);
+    } else {
+      multi_head_attention(in_proj.packed, out_proj.packed, input, output, params);
+    }
+    return out;
+  }
+};
+
+const std::vector<Shape> kShapes = {
+    {2, 2, false, std::vector<int64_t>(300, 5), {}, false},  // slices of many sequences
+    {2, 1, true, std::vector<int64_t>(60, 17), {}, false},
+    {4, 2, true, {150}, {}, false},                          // one sequence: its steps are shared
+    {2, 2, false, std::vector<int64_t>(400, 1), {}, false},  // single queries: the decode kernels
+    {2, 2, true, {5, 0, 130, 1, 1, 1, 40, 0, 0, 7, 33, 64, 1, 90, 2, 300}, {}, true},
+    {2, 2, false, {1, 1, 1, 0, 1}, {}, true},
+    {2, 2, false, std::vector<int64_t>(200, 5), std::vector<int64_t>(200, 9), false},
+    {4, 1, false, std::vector<int64_t>(50, 1), std::vector<int64_t>(50, 21), false},
+    {2, 2, false, {3, 0, 5, 120, 1, 60, 2}, {10, 7, 0, 4, 200, 0, 90}, true},
+};
+
+}  // namespace
+
+TEST(attention_is_that_of_its_parts) {
+  uint32_t seed = 1;
+  for (const Shape& shape : kShapes) {
+    for (const bool bias : {true, false}) {
+      Random random(seed++);
+      const Attention attention(shape, random, bias);
+      for (int flags = 0; flags < 8; ++flags) {
+        const Around around(flags, attention.norm_before, attention.norm_after);
+        const std::vector<float> expected = attention.composed(around);
+        for (const int threads : {1, 2, 5}) {
+          const Threads set(threads);
+          const std::vector<float> got = attention.fused(around);
+          CHECK(std::equal(got.begin(), got.end(), expected.begin(), test::same_bits), "shape ",
+                &shape - kShapes.data(), " flags ", flags, " threads ", threads);
+        }
+      }
+    }
+  }
+}
+
+TEST(feed_forward_is_that_of_its_parts) {
+  const int64_t mr = active_isa().gemm->mr;
+  uint32_t seed = 1;
+  for (const int64_t rows : {int64_t{0}, int64_t{1}, mr - 1, 2 * mr, 4 * mr + 1, int64_t{700}}) {
+    for (const bool bias : {true, false}) {
+      Random random(seed++);
+      const Layer linear1(random, kWidth, kHidden, bias, Activation::kGelu);
+      const Layer linear2(random, kHidden, kWidth, bias);
+      const Norm first(random, kWidth), second(random, kWidth);
+      const std::vector<float> x = random.normals(rows * kWidth), added = random.normals(rows * kWidth);
+      for (int flags = 0; flags < 8; ++flags) {
+        const Around around(flags, first, second);
+        const ConstView residual = around.residual ? ConstView(added.data(), {rows, kWidth}) : ConstView{};
+        const std::vector<float> hidden = mapped(linear1.packed, normalised(around.before, x, kWidth));
+        const std::vector<float> expected =
+            normalised(around.after, mapped(linear2.packed, hidden, residual), kWidth);
+        for (const int threads : {1, 2, 5}) {
+          const Threads set(threads);
+          const FeedForwardParams params{around.before, around.after, residual};
+          std::vector<float> got(x.size());
+          feed_forward(linear1.packed, linear2.packed, {x.data(), {rows, kWidth}},
+                       {got.data(), {rows, kWidth}}, params);
+          CHECK(std::equal(got.begin(), got.end(), expected.begin(), test::same_bits), rows, " rows, flags ",
+                flags, ", ", threads, " threads");
+        }
+      }
+    }
+  }
+}
+
+TEST(in_place) {
+  Random random(3);
+  constexpr int64_t kRows = 500;
+  const Layer linear1(random, kWidth, kHidden, true), linear2(random, kHidden, kWidth, true);
+  const Layer in_proj(random, kWidth, 3 * kWidth, true), out_proj(random, kWidth, kWidth, true);
+  const Norm norm(random, kWidth);
+  std::vector<float> x = random.normals(kRows * kWidth), out(x.size());
+  const MutableView in_place(x.data(), {kRows, kWidth}), elsewhere(out.data(), {kRows, kWidth});
+  for (const int64_t sequences : {1, 100}) {
+    MultiHeadAttentionParams params;
+    params.heads = 4;
+    params.sequences = sequences;
+    params.residual = in_place;
+    params.norm_after = norm.view(true);
+    multi_head_attention(in_proj.packed, out_proj.packed, in_place, elsewhere, params);
+    multi_head_attention(in_proj.packed, out_proj.packed, in_place, in_place, params);
+    CHECK(x == out, sequences, " sequences");
+  }
+  const FeedForwardParams params{norm.view(true), norm.view(false), in_place};
+  feed_forward(linear1.packed, linear2.packed, in_place, elsewhere, params);
+  feed_forward(linear1.packed, linear2.packed, in_place, in_place, params);
+  CHECK(x == out);
+}
+
+// The rows of a longer matrix, gaps between them.
+TEST(strides) {
+  Random random(4);
+  constexpr int64_t kRows = 300, kGap = 5;
+  const Layer linear1(random, kWidth, kHidden, true), linear2(random, kHidden, kWidth, true);
+  const std::vector<float> x = random.normals(kRows * kWidth);
+  std::vector<float> wide(kRows * (kWidth + kGap), test::kNan), got(wide.size(), 7.0f), expected(x.size());
+  for (int64_t row = 0; row < kRows; ++row) {
+    std::copy_n(&x[row * kWidth], kWidth, &wide[row * (kWidth + kGap)]);
+  }
+  const ConstView input(wide.data(), {kRows, kWidth}, {kWidth + kGap, 1});
+  feed_forward(linear1.packed, linear2.packed, input, {got.data(), {kRows, kWidth}, {kWidth + kGap, 1}},
+               {{}, {}, input});
+  feed_forward(linear1.packed, linear2.packed, {x.data(), {kRows, kWidth}},
+               {expected.data(), {kRows, kWidth}}, {{}, {}, {x.data(), {kRows, kWidth}}});
+  for (int64_t row = 0; row < kRows; ++row) {
+    const float* line = &got[row * (kWidth + kGap)];
+    CHECK(std::equal(line, line + kWidth, &expected[row * kWidth]), "row ", row);
+    CHECK(std::all_of(line + kWidth, line + kWidth + kGap, [](float v) { return v == 7.0f; }), "past row ",
+          row);
+  }
+}
+
+TEST(key_lengths) {
+  Random random(5);
+  constexpr int64_t kSequences = 90, kLength = 7;
+  const Layer in_proj(random, kWidth, 3 * kWidth, true), out_proj(random, kWidth, kWidth, true);
+  std::vector<float> x = random.normals(kSequences * kLength * kWidth), padded(x.size());
+  std::vector<int64_t> lengths(kSequences);
+  for (int64_t n = 0; n < kSequences; ++n) lengths[n] = n % (kLength + 1);
+  MultiHeadAttentionParams params;
+  params.heads = 2;
+  params.sequences = kSequences;
+  params.key_lengths = lengths.data();
+  const int64_t rows = kSequences * kLength;
+  multi_head_attention(in_proj.packed, out_proj.packed, {x.data(), {rows, kWidth}},
+                       {padded.data(), {rows, kWidth}}, params);
+  for (int64_t n = 0; n < kSequences; ++n) {
+    const int64_t length = lengths[n], at = n * kLength * kWidth;
+    if (length < 2) continue;  // a call of its own with a single query may round differently
+    std::vector<float> alone(static_cast<size_t>(length * kWidth));
+    MultiHeadAttentionParams one;
+    one.heads = 2;
+    multi_head_attention(in_proj.packed, out_proj.packed, {x.data() + at, {length, kWidth}},
+                         {alone.data(), {length, kWidth}}, one);
+    CHECK(std::equal(alone.begin(), alone.end(), padded.begin() + at, test::same_bits), "sequence ", n);
+  }
+}
+
+TEST(errors) {
+  Random random(6);
+  const Layer linear1(random, 8, 12, true), linear2(random, 12, 8, true), in_proj(random, 8, 24, true),
+      out_proj(random, 8, 8, true), kv_proj(random, 8, 16, true);
+  std::vector<float> numbers(400, 1.0f);
+  float* data = numbers.data();
+  const ConstView x(data, {6, 8});
+  const MutableView out(data + 100, {6, 8});
+  const auto feed = [&](const PackedLinear& first, const ConstView& input, const MutableView& result,
+                        const FeedForwardParams& params = {}) {
+    feed_forward(first, linear2.packed, input, result, params);
+  };
+  CHECK_THROWS(feed(in_proj.packed, x, out), "linear2 must take the features that linear1 gives, 24");
+  CHECK_THROWS(feed(linear1.packed, {data, {6, 7}}, out), "feed_forward: x must have 8 features");
+  CHECK_THROWS(feed(linear1.packed, x, {data + 100, {5, 8}}), "out must have shape (6, 8)");
+  CHECK_THROWS(feed(linear1.packed, x, {data + 8, {6, 8}}), "out must be x itself");
+  CHECK_THROWS(feed(linear1.packed, x, out, {{{data, {7}}, {}}, {}, {}}),
+               "norm_before.weight must have shape");
+  CHECK_THROWS(feed(linear1.packed, x, out, {{}, {{data, {8}}, {data, {3}}}, {}}), "norm_after.bias");
+  CHECK_THROWS(feed(linear1.packed, x, out, {{}, {{data, {8}}, {}, -1.0f}, {}}), "eps must be 0 or more");
+  CHECK_THROWS(feed(linear1.packed, x, out, {{}, {}, {data, {2, 8}}}), "residual must have the shape of out");
+
+  const auto attend = [&](auto change) {
+    MultiHeadAttentionParams params;
+    params.heads = 2;
+    change(params);
+    multi_head_attention(in_proj.packed, out_proj.packed, x, out, params);
+  };
+  const std::vector<int64_t> falling{0, 4, 3, 6}, lengths{3, 4};
+  CHECK_THROWS(attend([](auto& p) { p.heads = 0; }), "heads (0) must be a multiple of kv_heads (0)");
+  CHECK_THROWS(attend([](auto& p) { p.heads = 3; }),
+               "in_features of out_proj (8) must be a multiple of heads");
+  CHECK_THROWS(attend([](auto& p) { p.kv_heads = 1; }), "in_proj must give 16 features");
+  CHECK_THROWS(attend([](auto& p) { p.sequences = 4; }), "6 rows are not `sequences` (4)");
+  CHECK_THROWS(attend([](auto& p) { p.sequences = -1; }), "sequences must be 0 or more");
+  CHECK_THROWS(attend([&](auto& p) { p.sequences = 3, p.cu_seqlens = falling.data(); }), "must not decrease");
+  CHECK_THROWS(attend([&](auto& p) { p.sequences = 2, p.key_lengths = lengths.data(); }),
+               "key_lengths must be from 0 to 3, got 4");
+  MultiHeadAttentionParams params;
+  params.heads = 2;
+  CHECK_THROWS(multi_head_attention(out_proj.packed, in_proj.packed, out_proj.packed, x, x, out, params),
+               "kv_proj must give 16 features");
+  CHECK_THROWS(multi_head_attention(out_proj.packed, kv_proj.packed, out_proj.packed, x, out, out, params),
+               "out must not overlap memory");
+}
+
+}  // namespace fastmha
+
+TEST_MAIN()

@@ -1,0 +1,189 @@
+"""A sub-layer in one operation gives bit for bit what its steps give one after the other.
+
+The steps are public operations here: Linear, attention, layer_norm. Which way the core shares the
+work out (slices of the batch, or all threads on every step) depends on sizes and threads.
+"""
+
+import fastmha as fm
+import numpy as np
+import pytest
+from conftest import assert_same_bits
+from fastmha.nn import FeedForward
+
+# (batch, length): many short sequences, few long ones, one, single tokens, lengths around a tile
+SHAPES = [(300, 5), (40, 29), (3, 130), (1, 77), (200, 1), (2, 14), (1, 1)]
+# d_model, heads, kv_heads: whole vectors and panels, and sizes that are neither
+DIMS = [(64, 4, 4), (60, 3, 1), (36, 6, 2)]
+NORMS = ["no norm", "norm before", "norm after", "both norms"]
+
+
+def shaken(module, seed=1):
+    """`module` with every parameter random, so that no bias is 0 and no norm weight is 1."""
+    rng = np.random.default_rng(seed)
+    state = module.state_dict()
+    noise = {k: rng.standard_normal(v.shape).astype(np.float32) * 0.2 for k, v in state.items()}
+    module.load_state_dict({k: v + noise[k] for k, v in state.items()})
+    return module
+
+
+def norms(name, width):
+    before, after = (shaken(fm.LayerNorm(width, 1e-3), seed) for seed in (2, 3))
+    return {
+        "no norm": {},
+        "norm before": {"norm_before": before},
+        "norm after": {"norm_after": after},
+        "both norms": {"norm_before": before, "norm_after": after},
+    }[name]
+
+
+def around(steps, x, residual, norm_before=None, norm_after=None):
+    """norm_after(residual + steps(norm_before(x))): `steps` adds the residual."""
+    y = steps(x if norm_before is None else norm_before(x), residual)
+    return y if norm_after is None else norm_after(y)
+
+
+def attend(mha, query, key, *, is_causal, residual, key_lengths=None, bounds=None, norms=None):
+    """The steps of multi-head attention."""
+
+    def steps(x, residual):
+        q, k, v = mha._project(x, key, None, x.ndim)
+        if bounds is not None:
+            attended = fm.varlen_attention(q, k, v, *bounds, is_causal=is_causal)
+        else:
+            attended = fm.scaled_dot_product_attention(
+                *(a.transpose(0, 2, 1, 3) for a in (q, k, v)),
+                is_causal=is_causal,
+                key_lengths=key_lengths,
+            ).transpose(0, 2, 1, 3)
+        joined = np.ascontiguousarray(attended).reshape(*x.shape[:-1], mha.embed_dim)
+        return mha.out_proj(joined, residual=residual)
+
+    return around(steps, query, residual, **(norms or {}))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("batch", "length"), SHAPES)
+@pytest.mark.parametrize(("d_model", "heads", "kv_heads"), DIMS)
+def test_attention(random, num_threads, d_model, heads, kv_heads, batch, length, norm):
+    bias = norm != "norm after"
+    mha = shaken(fm.MultiHeadAttention(d_model, heads, num_kv_heads=kv_heads, bias=bias, seed=0))
+    x = random.normal(batch, length, d_model)
+    memory = random.normal(batch, 2 * length - 1, d_model)
+    residual = x if norm != "both norms" else None
+    options = norms(norm, d_model)
+    for key, is_causal in ((None, False), (None, True), (memory, False)):
+        expected = attend(mha, x, key, is_causal=is_causal, residual=residual, norms=options)
+        for threads in (1, 2, 3):
+            num_threads(threads)
+            actual = mha(x, key, is_causal=is_causal, residual=residual, **options)
+            assert_same_bits(actual, expected, f"{threads} threads, causal {is_causal}")
+
+
+@pytest.mark.parametrize("norm", ["norm before", "norm after"])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [5] * 100, [3, 0, 7, 1, 60, 0, 12], [200, 1, 1, 1, 3], [1, 1, 0, 1], [150],
+        list(range(40)), [0, 0], [],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_ragged_attention(random, num_threads, lengths, norm):
+    mha = shaken(fm.MultiHeadAttention(64, 4, seed=0))
+    others = lengths[::-1]
+    bounds, memory_bounds = (
+        np.concatenate([[0], np.cumsum(n)]).astype(int) for n in (lengths, others)
+    )
+    x, memory = random.normal(bounds[-1], 64), random.normal(bounds[-1], 64)
+    options = norms(norm, 64)
+    for key, key_bounds, is_causal in ((None, bounds, True), (memory, memory_bounds, False)):
+        both = (bounds, key_bounds)
+        expected = attend(mha, x, key, is_causal=is_causal, residual=x, bounds=both, norms=options)
+        for threads in (1, 2, 3):
+            num_threads(threads)
+            actual = mha(
+                x,
+                key,
+                is_causal=is_causal,
+                cu_seqlens=bounds,
+                cu_seqlens_k=None if key is None else key_bounds,
+                residual=x,
+                **options,
+            )
+            assert_same_bits(actual, expected, f"{threads} threads")
+
+
+@pytest.mark.parametrize(("batch", "length"), [(120, 6), (2, 70)])
+def test_attention_with_lengths(random, batch, length):
+    mha = shaken(fm.MultiHeadAttention(64, 4, seed=0))
+    x, memory = random.normal(batch, length, 64), random.normal(batch, length, 64)
+    lengths = np.arange(batch) % (length + 1)
+    padding = np.arange(length) >= lengths[:, None]
+    for key in (None, memory):
+        expected = attend(mha, x, key, is_causal=False, residual=x, key_lengths=lengths)
+        if key is None:
+            expected[padding] = 0
+            x[padding] = np.nan
+        else:
+            memory[padding] = np.nan
+        assert_same_bits(mha(x, key, key_lengths=lengths, residual=x), expected)
+        x = np.nan_to_num(x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("rows", [0, 1, 5, 27, 28, 113, 700])
+@pytest.mark.parametrize(("d_model", "d_ff"), [(64, 256), (30, 100), (1, 1)])
+def test_feed_forward(random, num_threads, d_model, d_ff, rows, norm):
+    feed = shaken(FeedForward(d_model, d_ff, activation="gelu", bias=norm != "no norm", seed=0))
+    x, residual = random.normal(rows, d_model), random.normal(rows, d_model)
+    options = norms(norm, d_model)
+    expected = around(
+        lambda x, residual: feed.linear2(feed.linear1(x), residual=residual), x, residual, **options
+    )
+    for threads in (1, 2, 3):
+        num_threads(threads)
+        assert_same_bits(feed(x, residual=residual, **options), expected)
+        in_place = x.copy()
+        result = feed(in_place, residual=residual, out=in_place, **options)
+        assert result is in_place
+        assert_same_bits(in_place, expected, "in place")
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize(("batch", "length"), [(100, 5), (3, 60)])
+def test_blocks(random, batch, length, norm_first):
+    """With return_weights, attention goes step by step."""
+    x, memory = random.normal(batch, length, 64), random.normal(batch, length + 3, 64)
+    before = x.copy()
+    encoder = shaken(fm.EncoderBlock(64, 4, 128, norm_first=norm_first, seed=0))
+    decoder = shaken(fm.DecoderBlock(64, 4, 128, norm_first=norm_first, seed=0))
+    assert_same_bits(encoder(x), encoder(x, return_weights=True)[0])
+    assert_same_bits(decoder(x, memory), decoder(x, memory, return_weights=True)[0])
+    assert_same_bits(x, before, "the input")
+
+
+def test_wrong_calls(random):
+    feed = FeedForward(8, 16, seed=0)
+    mha = fm.MultiHeadAttention(8, 2, seed=0)
+    x = random.normal(2, 3, 8)
+    for f in (feed, mha):
+        with pytest.raises(ValueError, match=r"x must have 8 features .* got shape \(2, 3, 7\)"):
+            f(x[..., :7])
+        with pytest.raises(TypeError, match=r"x must be float32, got float64; cast it"):
+            f(x.astype(np.float64))
+        with pytest.raises(ValueError, match=r"residual must have shape \(2, 3, 8\)"):
+            f(x, residual=x[:1])
+        with pytest.raises(ValueError, match=r"norm_after\.weight must have shape \(8,\)"):
+            f(x, norm_after=fm.LayerNorm(7))
+    with pytest.raises(ValueError, match=r"out must be x itself or must not share memory"):
+        feed(x[:, :2], out=x[:, 1:])
+    with pytest.raises(ValueError, match=r"same batch \(axis 0\), got \(2, 3, 8\) and \(1, 3, 8\)"):
+        mha(x, x[:1])
+    with pytest.raises(ValueError, match=r"one entry per sequence \(2\), got 3"):
+        mha(x, key_lengths=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"key_lengths must be from 0 to 3, got 4"):
+        mha(x, key_lengths=[1, 4])
+    with pytest.raises(
+        ValueError, match=r"cu_seqlens must end at the number of rows|end at the number"
+    ):
+        mha(x[0], cu_seqlens=[0, 2])
