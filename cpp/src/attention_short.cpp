@@ -43,7 +43,10 @@ class Heads {
     group.shared.q_len = q_len_;
     group.shared.kv_len = kv_len_;
     group.shared.offset = offset_;
-    if (place_.weights) group.shared.weights_stride = weights_stride_;
+    if (place_.weights) {  // ragged weights are not in the plan's head
+      group.shared.weights = place_.weights;
+      group.shared.weights_stride = weights_stride_;
+    }
     group.stream = stream_;
     do {
       group.query[group.count] = place_.query;
