@@ -13,6 +13,7 @@ command line ``fastmha[cli]``.
 from fastmha import _openmp as _openmp  # first: it loads the core
 from fastmha._core import __version__
 from fastmha.cache import KVCache
+from fastmha.encoder_model import EncoderModel
 from fastmha.functional import (
     attention_with_kvcache,
     gelu,
@@ -63,6 +64,7 @@ __all__ = [
     "Embedding",
     "Encoder",
     "EncoderBlock",
+    "EncoderModel",
     "FeedForward",
     "KVCache",
     "LayerNorm",

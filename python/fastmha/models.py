@@ -1,24 +1,28 @@
 """Whole models from checkpoint directories: config.json, weights in safetensors, tokenizers.
 
-An architecture is a config dataclass, a class with `from_directory`, and one line in MODEL_TYPES.
+Encoders of Hugging Face are in encoder_model.py, the Transformer that translates is here. A new
+kind of model is a class with `from_directory` and one line in MODEL_TYPES.
 """
 
 import dataclasses
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
-from fastmha._extras import require
 from fastmha._types import Float32, Float32Type, Int64, Integers, is_float32
+from fastmha.config import config_from, read_json
+from fastmha.encoder_model import EncoderModel
+from fastmha.families import FAMILIES
 from fastmha.generate import Hypothesis, beam_search, greedy_search
 from fastmha.nn.module import UNSET, check_size
 from fastmha.nn.transformer import Transformer
+from fastmha.sentence import read_sentence_settings
+from fastmha.texts import check_text, read_tokenizer, tracked
 from fastmha.weights import read_safetensors
 
 __all__ = [
@@ -32,7 +36,6 @@ __all__ = [
 ]
 
 TokenIds = Sequence[Integers | Sequence[int]]
-Config = TypeVar("Config")
 # Sentences that run together when nobody says otherwise: enough rows to fill the kernels, little
 # memory.
 BATCH_SIZE = 64
@@ -137,13 +140,13 @@ class TranslationModel:
     def from_directory(cls, path: Path, config: dict[str, Any]) -> "TranslationModel":
         """Load config.json's model from its directory; :func:`load` reads the config and calls
         this."""
-        settings = _config_from(TranslationConfig, config, path / "config.json")
+        settings = config_from(TranslationConfig, config, path / "config.json")
         try:
             transformer = settings.build()
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path / 'config.json'}: {error}") from error
-        source = _read_tokenizer(path / "source_tokenizer.json", settings.src_vocab_size)
-        target = _read_tokenizer(path / "target_tokenizer.json", settings.tgt_vocab_size)
+        source = read_tokenizer(path / "source_tokenizer.json", settings.src_vocab_size)
+        target = read_tokenizer(path / "target_tokenizer.json", settings.tgt_vocab_size)
         weights = read_safetensors(path)
         try:
             transformer.load_state_dict(weights)
@@ -289,7 +292,7 @@ class TranslationModel:
         if isinstance(texts, str):
             raise TypeError("translate: texts must be a list of str, got one str; pass [text]")
         for n, text in enumerate(texts):
-            _check_text(f"translate: texts[{n}]", text)
+            check_text(f"translate: texts[{n}]", text)
         end = self.config.eos_token_id
         sources = []
         for n, encoding in enumerate(self._source_tokenizer.encode_batch(list(texts))):
@@ -304,7 +307,7 @@ class TranslationModel:
 
     def tokenize(self, text: str) -> list[str]:
         """The source tokens of `text`, without the end token."""
-        _check_text("tokenize: text", text)
+        check_text("tokenize: text", text)
         end = self.config.eos_token_id
         encoding = self._source_tokenizer.encode(text)
         pairs = zip(encoding.tokens, encoding.ids, strict=True)
@@ -312,7 +315,7 @@ class TranslationModel:
 
     def unknown(self, text: str) -> list[UnknownCharacter]:
         """The pieces of `text` that the model has never seen."""
-        _check_text("unknown: text", text)
+        check_text("unknown: text", text)
         encoding = self._source_tokenizer.encode(text)
         return [
             UnknownCharacter(text[start:end], start)
@@ -374,7 +377,7 @@ class TranslationModel:
         order = sorted(range(len(sources)), key=lambda n: sources[n].size, reverse=True)
         batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
         targets: dict[int, Hypothesis] = {}
-        for batch in _tracked(batches, len, len(sources), progress):
+        for batch in tracked(batches, len, len(sources), progress, "translating"):
             found = self._search([sources[n] for n in batch], beam_size, max_new_tokens)
             targets.update(zip(batch, found, strict=True))
         return [targets[n] for n in range(len(sources))]
@@ -403,6 +406,7 @@ class TranslationModel:
 
 MODEL_TYPES: dict[str, Callable[[Path, dict[str, Any]], Any]] = {
     "fastmha-transformer": TranslationModel.from_directory,
+    **dict.fromkeys(FAMILIES, EncoderModel.from_directory),
 }
 
 
@@ -412,23 +416,30 @@ def load(path: str | os.PathLike[str], dtype: Float32Type = "float32") -> Any:
     Parameters
     ----------
     path : path
-        The directory. config.json's ``model_type`` says what it holds; "fastmha-transformer" is an
-        encoder-decoder Transformer for translation.
+        The directory. config.json's ``model_type`` says what it holds: one of the families of
+        Hugging Face encoders ("bert", "roberta", ...), with the files of sentence-transformers
+        where present, or "fastmha-transformer", an encoder-decoder Transformer for translation.
     dtype : dtype, default "float32"
         How the weights are kept; float32 is the only one so far.
 
     Returns
     -------
-    TranslationModel
+    EncoderModel or TranslationModel
 
     Raises
     ------
     ModuleNotFoundError
         safetensors or tokenizers is not installed; ``pip install "fastmha[text]"`` brings them.
     FileNotFoundError
-        The directory or one of its files does not exist.
+        The directory or one of its files does not exist; weights in pickles are not opened.
     ValueError
-        An unknown model type or dtype, a broken file, weights that do not fit the config.
+        An unknown model type or dtype, a broken file, weights that do not fit the config, a field
+        of the config that asks for what is not done here.
+
+    Notes
+    -----
+    Weights are mapped from the files, and tables stay mapped: do not overwrite the files in place
+    while the model is in use.
 
     Examples
     --------
@@ -442,14 +453,14 @@ def load(path: str | os.PathLike[str], dtype: Float32Type = "float32") -> Any:
     directory = Path(path)
     if not directory.is_dir():
         raise FileNotFoundError(f"load: {directory} is not a directory with a checkpoint")
-    file = directory / "config.json"
+    if (directory / "modules.json").is_file():  # the encoder may be in a directory of its own
+        file = read_sentence_settings(directory).directory / "config.json"
+    else:
+        file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"load: {file} does not exist")
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
+    config = read_json(file)
+    model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise ValueError(
             f"{file}: model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}"
@@ -467,73 +478,3 @@ def demo_model_path() -> Path:
     True
     """
     return Path(__file__).resolve().parent / "data" / "zh_en"
-
-
-def _config_from(kind: type[Config], config: dict[str, Any], file: Path) -> Config:
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    missing = [
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and name not in config
-    ]
-    if missing:
-        raise ValueError(f"{file}: missing: {', '.join(missing)}")
-    types = {int: int, float: (int, float), bool: bool, str: str}
-    settings = {name: config[name] for name in fields if name in config}
-    for name, value in settings.items():
-        expected = types[fields[name].type]  # type: ignore[index]
-        wrong_bool = isinstance(value, bool) and fields[name].type is not bool
-        if wrong_bool or not isinstance(value, expected):  # type: ignore[arg-type]
-            kind_name = getattr(fields[name].type, "__name__", fields[name].type)
-            raise ValueError(f"{file}: {name} must be a {kind_name}, got {value!r}")
-    return kind(**settings)
-
-
-def _check_text(what: str, text: object) -> None:
-    """Tokenizers take Unicode text alone; a str may hold surrogates, too."""
-    if not isinstance(text, str):
-        raise TypeError(f"{what} must be a str, got {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} holds U+{ord(text[error.start]):04X} at character {error.start + 1}, a lone "
-            "surrogate, which is no character (bytes that were not UTF-8?); decode them with their "
-            "own encoding, or with errors='replace'"
-        ) from None
-
-
-def _read_tokenizer(file: Path, vocab_size: int) -> Any:
-    tokenizers = require("tokenizers", "text", "loading a model")
-    if not file.is_file():
-        raise FileNotFoundError(f"load: {file} does not exist")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{file}: broken or not a tokenizer: {error}") from error
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise ValueError(
-            f"{file}: holds {tokenizer.get_vocab_size()} tokens, config.json gives the model "
-            f"{vocab_size}"
-        )
-    return tokenizer
-
-
-Batch = TypeVar("Batch")
-
-
-def _tracked(
-    batches: Iterable[Batch], size: Callable[[Batch], int], total: int, progress: bool
-) -> Iterator[Batch]:
-    """`batches`, with a progress bar on stderr when asked for."""
-    if not progress:
-        yield from batches
-        return
-    console = require("rich.console", "cli", "progress=True").Console(stderr=True)
-    with require("rich.progress", "cli", "progress=True").Progress(
-        console=console, transient=True
-    ) as bar:
-        task = bar.add_task("translating", total=total)
-        for batch in batches:
-            yield batch
-            bar.advance(task, size(batch))

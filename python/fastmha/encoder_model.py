@@ -1,0 +1,318 @@
+"""Encoder checkpoints with their tokenizer: texts -> sentence embeddings, ids -> hidden states.
+
+Texts are sorted by length and run end to end, without padding, as many at a time as a budget of
+tokens allows; then they are put back in order:
+
+    texts  ->  ids  ->  | longest | next | ...  up to batch_tokens |  ->  pool  ->  (N, D), in order
+
+Kernels give each sequence the same bits in any company, so an embedding depends on its text alone.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from fastmha._types import Float32, Int64, Integers
+from fastmha.families import FAMILIES, Network
+from fastmha.nn.module import check_size
+from fastmha.nn.ragged import as_integers, cumulative
+from fastmha.sentence import SentenceSettings, normalized, pool, read_sentence_settings
+from fastmha.tensors import Tensors
+from fastmha.texts import TextTokenizer, tracked
+
+__all__ = ["EncoderMaps", "EncoderModel"]
+
+# Tokens that run together: enough rows to fill the kernels, and activations (4096 x d_ff floats)
+# that a last-level cache can hold for small models.
+BATCH_TOKENS = 4096
+# Texts that are tokenised and sorted together when they come from an iterator: what is in memory
+# at any time.
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class EncoderMaps:
+    """Every attention weight of one text; row = the token that looks, column = the token looked at.
+
+    Attributes
+    ----------
+    tokens : tuple of str
+    layers : list of ndarray of float32
+        Per layer (heads, L, L).
+    """
+
+    tokens: tuple[str, ...]
+    layers: list[Float32]
+
+
+class EncoderModel:
+    """An encoder with its tokenizer; made by :func:`load`.
+
+    Attributes
+    ----------
+    config : dataclass
+        What the network took from config.json.
+    network : Network
+        ids (T,) and cu_seqlens -> hidden states (T, d_model).
+    settings : SentenceSettings
+        Pooling, normalisation and prompt.
+    max_length : int
+        Tokens of the longest text, special tokens included; longer ones are cut off.
+    embedding_dim : int
+        Width of an embedding.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> model = fm.load("all-MiniLM-L6-v2")  # a directory
+    >>> embeddings = model.encode(["A cat sleeps.", "A kitten naps.", "Stocks fell."])
+    >>> embeddings.shape
+    (3, 384)
+    >>> similarity = embeddings @ embeddings.T
+    >>> bool(similarity[0, 1] > 0.5 > similarity[0, 2])
+    True
+    """
+
+    def __init__(
+        self, config: Any, network: Network, tokenizer: TextTokenizer, settings: SentenceSettings
+    ) -> None:
+        self.config, self.network, self.settings = config, network, settings
+        self._tokenizer = tokenizer
+        self.max_length = tokenizer.max_length
+        self.embedding_dim = len(settings.pooling) * network.d_model
+
+    @classmethod
+    def from_directory(cls, path: Path, config: dict[str, Any]) -> "EncoderModel":
+        """Load the model in `path`; :func:`load` reads its config.json and calls this."""
+        settings = read_sentence_settings(path)
+        path = settings.directory
+        family = FAMILIES[config["model_type"]]
+        kept, network = family.build(config, path / "config.json")
+        longest = network.max_length
+        if settings.max_length is not None:
+            longest = min(longest, settings.max_length)
+        family.load(network, Tensors(path), path)
+        tokenizer = TextTokenizer.from_directory(
+            path, network.vocab_size, longest, lowercase=settings.lowercase
+        )
+        return cls(kept, network, tokenizer, settings)
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_size: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+        prompt: str | None = None,
+        progress: bool = False,
+    ) -> Float32:
+        """The embedding of each text.
+
+        Parameters
+        ----------
+        texts : str or iterable of str
+            A list, one text, or any iterator. Texts longer than `max_length` tokens are cut off.
+        batch_size : int, optional
+            The most texts that run together; no limit when not given.
+        batch_tokens : int, default 4096
+            The most tokens that run together (a longer text runs alone). Results do not depend on
+            either.
+        normalize : bool, optional
+            Whether embeddings get length 1; what the checkpoint says when not given.
+        prompt : str, optional
+            Put before every text; what the checkpoint says, mostly nothing, when not given.
+        progress : bool, default False
+            Show a progress bar on stderr (needs the extra ``fastmha[cli]``).
+
+        Returns
+        -------
+        ndarray of float32, (N, embedding_dim), in the order of `texts`
+
+        Raises
+        ------
+        TypeError
+            `texts` holds something else than strings.
+        ValueError
+            A text with a lone surrogate, which is no character; sizes below 1.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        total = len(texts) if isinstance(texts, Sequence) else None
+        options: dict[str, Any] = {
+            **{"batch_size": batch_size, "batch_tokens": batch_tokens},
+            **{"normalize": normalize, "prompt": prompt},
+        }
+        blocks = self.encode_stream(texts, **options)
+        found = list(tracked(blocks, len, total, progress, "embedding"))
+        return np.concatenate(found) if found else np.empty((0, self.embedding_dim), np.float32)
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        chunk: int = CHUNK,
+        batch_size: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+        prompt: str | None = None,
+    ) -> Iterator[Float32]:
+        """The same as :meth:`encode` for any number of texts in bounded memory.
+
+        Parameters
+        ----------
+        texts : iterable of str
+        chunk : int, default 4096
+            Texts that are read, tokenised and sorted together.
+        batch_size, batch_tokens, normalize, prompt
+            As for :meth:`encode`.
+
+        Yields
+        ------
+        ndarray of float32, (n, embedding_dim)
+            Of the next n texts, n = `chunk` except at the end.
+        """
+        check_size("encode", chunk=chunk, batch_tokens=batch_tokens)
+        normalize = self.settings.normalize if normalize is None else normalize
+        prompt = self.settings.prompt if prompt is None else prompt
+        source = iter(texts)
+        while part := list(itertools.islice(source, chunk)):
+            if prompt:
+                part = [prompt + text for text in part]
+            rows = np.zeros((len(part), self.embedding_dim), np.float32)
+            for batch, states, bounds in self._run(
+                self._tokenizer(part), batch_size, batch_tokens, None
+            ):
+                rows[batch] = pool(states, bounds, self.settings.pooling)
+            yield normalized(rows) if normalize else rows
+
+    @overload
+    def forward(
+        self,
+        token_ids: Sequence[Integers | Sequence[int]],
+        *,
+        batch_tokens: int = ...,
+        return_attention: Literal[False] = ...,
+    ) -> list[Float32]: ...
+    @overload
+    def forward(
+        self,
+        token_ids: Sequence[Integers | Sequence[int]],
+        *,
+        batch_tokens: int = ...,
+        return_attention: Literal[True],
+    ) -> tuple[list[Float32], list[list[Float32]]]: ...
+    def forward(
+        self,
+        token_ids: Sequence[Integers | Sequence[int]],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        return_attention: bool = False,
+    ) -> Any:
+        """The hidden states of sequences given as ids, as :meth:`encode_texts` gives them.
+
+        Parameters
+        ----------
+        token_ids : list of integer arrays
+        batch_tokens : int, default 4096
+            As for :meth:`encode`.
+        return_attention : bool, default False
+            Also return the weights of every layer and head.
+
+        Returns
+        -------
+        list of ndarray of float32, (L_n, d_model)
+        list of list of ndarray of float32
+            Only with `return_attention`: for each sequence, for each layer, (heads, L_n, L_n).
+
+        Raises
+        ------
+        TypeError
+            Ids that are not integers.
+        ValueError
+            An id outside the vocabulary, or more tokens than the model takes.
+        """
+        check_size("forward", batch_tokens=batch_tokens)
+        sequences = [as_integers(ids, "forward: token ids") for ids in token_ids]
+        for sequence in sequences:
+            if sequence.ndim != 1:
+                raise ValueError(
+                    "forward: token_ids must be a list of one-dimensional arrays, got one of shape "
+                    f"{sequence.shape}"
+                )
+        states = [np.empty((0, self.network.d_model), np.float32) for _ in sequences]
+        maps: list[list[Float32]] = [[] for _ in sequences]
+        layers: list[Sequence[Float32]] | None = [] if return_attention else None
+        for batch, rows, bounds in self._run(sequences, None, batch_tokens, layers):
+            for place, n in enumerate(batch):
+                # a copy: a view would keep the whole batch in memory
+                states[n] = rows[bounds[place] : bounds[place + 1]].copy()
+                maps[n] = [layer[place] for layer in layers or ()]
+        return (states, maps) if return_attention else states
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Int64]:
+        """The ids of each text, special tokens included, cut to `max_length`."""
+        if isinstance(texts, str):
+            raise TypeError("encode_texts: texts must be a list of str, got one str; pass [text]")
+        return self._tokenizer(texts)
+
+    def attention(self, text: str) -> EncoderMaps:
+        """The weights of every head of every layer for one text."""
+        (ids,) = self._tokenizer([text])
+        _, (layers,) = self.forward([ids], return_attention=True)
+        return EncoderMaps(tuple(self._tokenizer.tokens(ids)), layers)
+
+    def _run(
+        self,
+        sequences: Sequence[Integers],
+        batch_size: int | None,
+        batch_tokens: int,
+        weights: list[Sequence[Float32]] | None,
+    ) -> Iterator[tuple[list[int], Float32, Int64]]:
+        """For each batch: which sequences are in it, their hidden states end to end, the bounds.
+
+        Empty sequences are in no batch. `weights` holds those of the batch at hand.
+        """
+        lengths = [len(ids) for ids in sequences]
+        for batch in batches(lengths, batch_tokens, batch_size):
+            bounds = cumulative(np.array([lengths[n] for n in batch]))
+            ids = np.concatenate([sequences[n] for n in batch])
+            if weights is None:
+                yield batch, self.network(ids, bounds), bounds
+            else:
+                states, weights[:] = self.network.with_attention(ids, bounds)
+                yield batch, states, bounds
+
+    def __repr__(self) -> str:
+        name = type(self.config).__name__.removesuffix("Config")
+        return (
+            f"EncoderModel({name}, embedding_dim={self.embedding_dim}, "
+            f"max_length={self.max_length}, pooling={'+'.join(self.settings.pooling)})"
+        )
+
+
+def batches(
+    lengths: Sequence[int], batch_tokens: int, batch_size: int | None = None
+) -> Iterator[list[int]]:
+    """Indices of sequences that run together, the longest first: about the same length, and up to
+    `batch_tokens` tokens and `batch_size` sequences, or one that is longer alone.
+
+    Sequences without a token are left out.
+    """
+    if batch_size is not None:
+        check_size("encode", batch_size=batch_size)
+    batch: list[int] = []
+    tokens = 0
+    for n in sorted(range(len(lengths)), key=lambda n: lengths[n], reverse=True):
+        if not lengths[n]:
+            break
+        if batch and (tokens + lengths[n] > batch_tokens or len(batch) == batch_size):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(n)
+        tokens += lengths[n]
+    if batch:
+        yield batch
