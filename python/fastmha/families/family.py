@@ -100,7 +100,8 @@ class Family:
 
     def sources(self, ours: str) -> tuple[str, ...]:
         """The names in a checkpoint of what makes up our parameter `ours`."""
-        module, _, kind = ours.replace("in_proj_", "in_proj.").rpartition(".")
+        # the matrix of all heads has no module of its own in MultiHeadAttention
+        module, _, kind = ours.replace(".in_proj_", ".in_proj.").rpartition(".")
         stem, names = "", self.names
         if module.startswith("layers."):
             _, index, module = module.split(".", 2)
