@@ -1,0 +1,278 @@
+"""Files of sentence-transformers and tokenizers: pooling, lengths, prompts, and what is refused."""
+
+import json
+import shutil
+
+import fastmha as fm
+import numpy as np
+import pytest
+from checkpoints import VOCAB, write_checkpoint, write_tokenizer
+from conftest import Random, assert_same_bits
+from fastmha.sentence import MODES, normalized, pool, read_sentence_settings
+from fastmha.texts import TextTokenizer
+
+TEXTS = ["w3 w50 w96", "w4", "w5 w6 w7 w8 w9 w10 w11 w12", ""]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    write_checkpoint(tmp_path, "bert")
+    return tmp_path
+
+
+def write_json(file, value):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(value))
+
+
+def write_modules(directory, pooling, *, normalize=False, transformer="", prefix="models"):
+    kinds = [("Transformer", transformer), ("Pooling", "1_Pooling")]
+    kinds += [("Normalize", "2_Normalize")] if normalize else []
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.{prefix}.{kind}"}
+        for n, (kind, path) in enumerate(kinds)
+    ]
+    write_json(directory / "modules.json", modules)
+    write_json(directory / "1_Pooling" / "config.json", pooling)
+
+
+def pooled_by_hand(states, mode):
+    states = states.astype(np.float64)
+    weights = np.arange(1, len(states) + 1)[:, None]
+    return {
+        "cls": states[0],
+        "max": states.max(0),
+        "mean": states.mean(0),
+        "mean_sqrt_len_tokens": states.sum(0) / len(states) ** 0.5,
+        "weightedmean": (states * weights).sum(0) / weights.sum(),
+        "lasttoken": states[-1],
+    }[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("form", ["flags", "name", "list"])
+def test_pooling_modes(checkpoint, mode, form):
+    flag = f"pooling_mode_{mode}" + ("_token" if mode == "cls" else "")
+    flag += "_tokens" if mode in ("max", "mean", "weightedmean") else ""
+    pooling = {
+        "flags": {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": False, flag: True},
+        "name": {"embedding_dimension": 48, "pooling_mode": mode, "include_prompt": True},
+        "list": {"embedding_dimension": 48, "pooling_mode": [mode, "mean"]},
+    }[form]
+    write_modules(checkpoint, pooling)
+    model = fm.load(checkpoint)
+    embeddings = model.encode(TEXTS)
+    states = model.forward(model.encode_texts(TEXTS))
+    modes = [mode, "mean"] if form == "list" else [mode]
+    assert model.embedding_dim == 48 * len(modes)
+    for embedding, state, text in zip(embeddings, states, TEXTS, strict=True):
+        expected = np.concatenate([pooled_by_hand(state, mode) for mode in modes])
+        np.testing.assert_allclose(embedding, expected, rtol=1e-5, atol=1e-6)
+        assert_same_bits(model.encode(text)[0], embedding)
+
+
+def test_several_flags_are_joined_in_their_order(checkpoint):
+    flags = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}
+    write_modules(checkpoint, flags | {"pooling_mode_max_tokens": True})
+    assert fm.load(checkpoint).settings.pooling == ("cls", "max", "mean")
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 127, 128, 129, 1000])
+def test_pooling_does_not_depend_on_the_batch(length):
+    random = Random(0)
+    others = [random.normal(n, 48) for n in (3, 1, 300)]
+    own = random.normal(length, 48)
+    for mode in MODES:
+        alone = pool(own, np.array([0, length]), [mode])
+        for place in range(4):
+            parts = [*others[:place], own, *others[place:]]
+            bounds = np.cumsum([0, *map(len, parts)])
+            rows = pool(np.concatenate(parts), bounds, [mode])
+            assert_same_bits(rows[place], alone[0], mode)
+            assert_same_bits(normalized(rows)[place], normalized(alone)[0], mode)
+
+
+def test_normalize(checkpoint):
+    write_modules(checkpoint, {"pooling_mode_mean_tokens": True}, normalize=True)
+    model = fm.load(checkpoint)
+    lengths = np.linalg.norm(model.encode(TEXTS), axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-6)
+    assert np.abs(np.linalg.norm(model.encode(TEXTS, normalize=False), axis=1) - 1).min() > 0.1
+    assert_same_bits(normalized(np.zeros((1, 4), np.float32)), np.zeros((1, 4), np.float32))
+
+
+def test_without_these_files_it_is_the_mean(checkpoint):
+    settings = fm.load(checkpoint).settings
+    assert (settings.pooling, settings.normalize, settings.prompt) == (("mean",), False, "")
+
+
+def test_longest_text(checkpoint):
+    write_json(checkpoint / "sentence_bert_config.json", {"max_seq_length": 7})
+    model = fm.load(checkpoint)
+    assert model.max_length == 7
+    (ids,) = model.encode_texts(["w3 " * 50])
+    assert ids.tolist() == [0, 3, 3, 3, 3, 3, 2]
+    long = {"max_seq_length": 5000, "do_lower_case": True}  # more than there are positions
+    write_json(checkpoint / "sentence_bert_config.json", long)
+    write_json(checkpoint / "tokenizer_config.json", {"model_max_length": 10**30})
+    model = fm.load(checkpoint)
+    assert model.max_length == 210
+    (ids,) = model.encode_texts(["W3 w4"])  # lower-cased
+    assert ids.tolist() == [0, 3, 4, 2]
+    assert model.encode(["w4 " * 5000]).shape == (1, 48)
+    write_json(checkpoint / "tokenizer_config.json", {"model_max_length": 9})
+    assert fm.load(checkpoint).max_length == 9
+    config = {"model_max_length": 5, "truncation_side": "left"}
+    write_json(checkpoint / "tokenizer_config.json", config)
+    (ids,) = fm.load(checkpoint).encode_texts(["w3 w4 w5 w6 w7"])
+    assert ids.tolist() == [0, 5, 6, 7, 2]
+
+
+def test_default_prompt(checkpoint):
+    file = checkpoint / "config_sentence_transformers.json"
+    plain = fm.load(checkpoint)
+    write_json(file, {"prompts": {"query": "w9 "}, "default_prompt_name": "query"})
+    model = fm.load(checkpoint)
+    assert_same_bits(model.encode("w3"), plain.encode("w9 w3"))
+    assert_same_bits(model.encode("w3", prompt=""), plain.encode("w3"))
+    write_json(file, {"prompts": {"query": "w9 "}, "default_prompt_name": None})
+    assert fm.load(checkpoint).settings.prompt == ""
+    write_json(file, {"prompts": {}, "default_prompt_name": "query"})
+    with pytest.raises(ValueError, match="default_prompt_name is 'query', which prompts does not"):
+        fm.load(checkpoint)
+
+
+@pytest.mark.parametrize("prefix", ["models", "base.modules.transformer"])
+def test_the_encoder_in_a_directory_of_its_own(checkpoint, prefix):
+    expected = fm.load(checkpoint).encode(TEXTS)
+    inner = checkpoint / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.move(checkpoint / name, inner / name)
+    write_json(inner / "sentence_bert_config.json", {"max_seq_length": 20})
+    write_modules(checkpoint, {}, transformer="0_Transformer", prefix=prefix)
+    model = fm.load(checkpoint)
+    assert model.max_length == 20
+    assert_same_bits(model.encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "message"),
+    [
+        ("modules.json", {}, "expected a JSON array, got a dict"),
+        ("modules.json", [{"path": ""}], "not a list of modules"),
+        ("modules.json", [{"path": "", "type": "x.Transformer"}], "got Transformer"),
+        ("modules.json", [{"path": "../x", "type": "x.Transformer"}], "points outside the direct"),
+        ("1_Pooling/config.json", {"pooling_mode_median_tokens": True}, "pooling_mode_median_tok"),
+        ("1_Pooling/config.json", {"pooling_mode": "median"}, "pooling_mode must be among"),
+        ("1_Pooling/config.json", {"pooling_mode": []}, "pooling_mode must be among"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt is False"),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length must be an int"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task is"),
+        ("sentence_bert_config.json", {"max_seq_length": 1}, r"too short for 2 special tokens"),
+    ],
+)
+def test_what_is_not_supported_is_named(checkpoint, file, value, message):
+    write_modules(checkpoint, {"pooling_mode_mean_tokens": True})
+    write_json(checkpoint / file, value)
+    with pytest.raises(ValueError, match=message):
+        fm.load(checkpoint)
+
+
+def test_other_modules_are_refused(checkpoint):
+    write_modules(checkpoint, {})
+    modules = json.loads((checkpoint / "modules.json").read_text())
+    modules.append({"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    write_json(checkpoint / "modules.json", modules)
+    with pytest.raises(ValueError, match="got Transformer, Pooling, Dense"):
+        read_sentence_settings(checkpoint)
+
+
+def test_missing_and_broken_files(checkpoint):
+    write_modules(checkpoint, {})
+    (checkpoint / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1_Pooling/config\.json does not exist"):
+        fm.load(checkpoint)
+    (checkpoint / "modules.json").write_text("{")
+    with pytest.raises(ValueError, match=r"modules\.json: not JSON"):
+        fm.load(checkpoint)
+    (checkpoint / "modules.json").unlink()
+    (checkpoint / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: broken or not a tokenizer"):
+        fm.load(checkpoint)
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json and no vocab\.txt"):
+        fm.load(checkpoint)
+    write_tokenizer(checkpoint)
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"only pytorch_model\.bin: .*save_pretrained"):
+        fm.load(checkpoint)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
+    write_checkpoint(tmp_path, "bert", vocab_size=50)
+    with pytest.raises(ValueError, match=rf"holds {VOCAB} tokens, config\.json gives the model 50"):
+        fm.load(tmp_path)
+
+
+WORDPIECES = str.split(
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sleep ##ing caf ##é cafe 字 汉 . , ! é e a ##b Ab"
+)
+SENTENCES = ["The cats sleeping.", "café CAFÉ", "字汉!", "", "[SEP] the [MASK]", "ab\x00 Ab\tzzz"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"do_lower_case": True, "tokenize_chinese_chars": False},
+    ],
+)
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+def test_bert_tokenizers(tmp_path, config, file):
+    """From vocab.txt alone, or from a tokenizer.json whose normaliser the config overrules."""
+    from transformers import BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in WORDPIECES))
+    reference = BertTokenizer(str(tmp_path / "vocab.txt"), **config)
+    if file == "tokenizer.json":
+        BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {"model_max_length": 9, **config})
+    ours = TextTokenizer.from_directory(tmp_path, len(WORDPIECES), 512)
+    assert ours.max_length == 9
+    for text, ids in zip(SENTENCES, ours(SENTENCES), strict=True):
+        assert ids.tolist() == reference(text, truncation=True, max_length=9)["input_ids"], text
+
+
+def test_a_vocabulary_with_other_special_tokens(tmp_path):
+    """As MPNet has them; as strings or as objects."""
+    (tmp_path / "vocab.txt").write_text("<s>\r\n<pad>\r\n</s>\r\n[UNK]\r\nthe\r\n")
+    config = {"cls_token": "<s>", "sep_token": {"content": "</s>"}, "pad_token": "<pad>"}
+    write_json(tmp_path / "tokenizer_config.json", config)
+    assert TextTokenizer.from_directory(tmp_path, 5, 8)(["the cat </s>"])[0].tolist() == [
+        *(0, 4, 3, 2, 2)
+    ]
+    with pytest.raises(ValueError, match=r"vocab\.txt: holds 5 tokens, config\.json .* 4"):
+        TextTokenizer.from_directory(tmp_path, 4, 8)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"not the vocabulary of a BERT: no \[CLS\], \[SEP\]"):
+        TextTokenizer.from_directory(tmp_path, 5, 8)
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"vocab\.txt: not UTF-8"):
+        TextTokenizer.from_directory(tmp_path, 5, 8)
+
+
+def test_torch_is_not_needed(checkpoint):
+    """The reference of the tests is theirs alone."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None)\n"
+        f"import fastmha as fm; print(fm.load({str(checkpoint)!r}).encode(['w3 w4']).shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "(1, 48)\n", result.stderr
