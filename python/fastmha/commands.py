@@ -1,19 +1,16 @@
-"""The commands: translate, attend, info, bench.
+"""The commands: translate, attend, info, bench; embed has a file of its own.
 
 Results go to stdout and everything else to stderr, so that a pipe carries translations alone.
 Mistakes of the user come back as one line and exit status 1 (2 for wrong options), never as a
 traceback.
 """
 
-import itertools
-import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,19 +18,19 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 import fastmha as fm
 from fastmha.attend_page import attend_page
+from fastmha.command_tools import Threads, fail, mistakes_as_one_line, set_threads
+from fastmha.embed_command import embed
+from fastmha.lines import chunks, lines
 from fastmha.models import TranslationModel, UnknownCharacterWarning, demo_model_path
 
 # Lines that are read, translated and written before the next are read: the memory that any number
 # of them needs.
 CHUNK = 1024
 NAMED = 5  # unknown characters that are named for each sentence
-# How bytes that are not UTF-8 are read: as surrogates, so that they do not stop the reading before
-# the lines in front of them are translated. Arguments come decoded in the same way.
-UNDECODED = "surrogateescape"
 
 app = typer.Typer(
     name="fastmha",
-    help="Transformers on CPUs: translate, look at the attention, inspect this build.",
+    help="Transformers on CPUs: translate, embed, look at the attention, inspect this build.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -49,10 +46,6 @@ Model = Annotated[
     ),
 ]
 Beam = Annotated[int, typer.Option(min=1, help="Hypotheses kept per sentence; 1 is greedy search.")]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads; all that this process may use if not given."),
-]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(
@@ -115,17 +108,17 @@ def translate(
     translated.
     """
     with mistakes_as_one_line():
-        _set_threads(threads)
+        set_threads(threads)
         if text == ["-"]:  # as everywhere: standard input
             text, file = None, [Path("-"), *(file or [])]
         if not text and not file and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to translate: give a sentence, --file, or a pipe")
         _hint_at_files(text or [])
         loaded: TranslationModel = fm.load(model or demo_model_path())
-        lines = _lines(text or [], file or ([] if text else [Path("-")]))
+        source = lines(text or [], file or ([] if text else [Path("-")]))
         with _progress() as bar:
             task = bar.add_task("translating", total=None)
-            for first, chunk in _chunks(lines, 1 if _interactive(text, file) else CHUNK):
+            for first, chunk in chunks(source, 1 if _interactive(text, file) else CHUNK):
                 _name_unknown(loaded, first, chunk)
                 with warnings.catch_warnings():  # _name_unknown has said it, with line numbers
                     warnings.simplefilter("ignore", UnknownCharacterWarning)
@@ -153,12 +146,15 @@ def attend(
     The page needs no network: open it in any browser. Hover a cell to read its weight.
     """
     with mistakes_as_one_line():
-        _set_threads(threads)
+        set_threads(threads)
         loaded: TranslationModel = fm.load(model or demo_model_path())
         _name_unknown(loaded, 1, [text])
         maps = loaded.attention(text, beam_size=beam, max_new_tokens=max_new_tokens)
         output.write_text(attend_page(text, maps), "utf-8")
         print(f"{maps.translation}\n{output}")
+
+
+app.command()(embed)
 
 
 @app.command()
@@ -194,7 +190,7 @@ def bench(context: typer.Context) -> None:
     here = Path.cwd()
     tops = [top for top in (here, *here.parents) if (top / "bench" / "__main__.py").is_file()]
     if not tops:
-        _fail(
+        fail(
             "the benchmarks are part of the source tree, not of the installed package: "
             "call this in a checkout, where bench/ is (git clone, then cd fastmha)"
         )
@@ -252,68 +248,6 @@ def _hint_at_files(text: list[str]) -> None:
             )
 
 
-def _lines(text: list[str], files: list[Path]) -> Iterator[str]:
-    for number, sentence in enumerate(text, 1):
-        _check_utf8(f"argument {number}", sentence)
-        yield from sentence.split("\n") if "\n" in sentence else [sentence]
-    for path in files:
-        if str(path) == "-":
-            yield from _stripped(_utf8(sys.stdin, UNDECODED), "stdin")
-        else:
-            # a byte order mark is no character
-            with path.open(encoding="utf-8-sig", errors=UNDECODED) as stream:
-                yield from _stripped(stream, str(path))
-
-
-def _utf8(stream: TextIO, errors: str = "strict") -> TextIO:
-    """Sentences are UTF-8 whatever the locale says."""
-    reconfigure: Any = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(encoding="utf-8", errors=errors)
-    return stream
-
-
-def _stripped(stream: Iterable[str], name: str) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
-        _check_utf8(f"{name}: line {number}", line)
-        yield line.rstrip("\r\n")
-
-
-def _check_utf8(where: str, line: str) -> None:
-    """`line` was decoded with surrogates in place of the bytes that are not UTF-8."""
-    try:
-        line.encode()
-    except UnicodeEncodeError as error:
-        byte = line[error.start].encode(errors=UNDECODED)[0]
-        place = len(line[: error.start].encode()) + 1
-        raise ValueError(
-            f"{where}: not UTF-8: byte 0x{byte:02x} at byte {place}; convert it first, for example "
-            "with iconv -f GB18030 -t UTF-8"
-        ) from None
-
-
-def _chunks(lines: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    """Lists of up to `size` lines, with the number of the first.
-
-    What is wrong with a line or a file is raised when the lines before it are through.
-    """
-    first = 1
-    mistake: Exception | None = None
-    while mistake is None:
-        chunk = []
-        try:
-            for line in itertools.islice(lines, size):
-                chunk.append(line)  # one by one: what came before a mistake stays
-        except (OSError, ValueError) as error:
-            mistake = error
-        if chunk:
-            yield first, chunk
-        elif mistake is None:
-            return
-        first += len(chunk)
-    raise mistake
-
-
 def _interactive(text: list[str] | None, file: list[Path] | None) -> bool:
     """Somebody types sentences and waits for each translation."""
     stdin = (not text and not file) or Path("-") in (file or [])
@@ -337,29 +271,3 @@ def _progress() -> Progress:
         redirect_stderr=False,
         disable=not shown,
     )
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        fm.set_num_threads(threads)
-
-
-@contextmanager
-def mistakes_as_one_line() -> Iterator[None]:
-    """Turn what a user can get wrong into a line on stderr, and a reader that left into silence."""
-    try:
-        _utf8(sys.stdout)
-        yield
-    except BrokenPipeError:
-        # `| head` has what it wanted. Nothing may be flushed at exit, or Python complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except (OSError, ValueError, TypeError, ModuleNotFoundError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _fail(message: str) -> None:
-    print(f"fastmha: {message}", file=sys.stderr)
-    raise typer.Exit(1)

@@ -1,0 +1,245 @@
+"""fastmha embed: lines of text -> embeddings, in bounded memory, with a file that can be continued.
+
+The lines are read, embedded and written in chunks; at any time one chunk is in memory.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+import fastmha as fm
+from fastmha.command_tools import Threads, mistakes_as_one_line, set_threads
+from fastmha.embed_files import FORMATS, EmbeddingFile, json_lines
+from fastmha.encoder_model import BATCH_TOKENS, EncoderModel
+from fastmha.lines import chunks, lines
+
+__all__ = ["embed"]
+
+# Lines that are read, embedded and written together: enough to sort by length, and so few that an
+# interruption costs seconds, not minutes, of a small model's work.
+CHUNK = 1024
+# A text whose embedding tells models and settings apart.
+PROBE = "The quick brown fox jumps over 13 lazy dogs. 敏捷的棕色狐狸。"
+STANDARD = Path("-")
+
+
+def embed(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="UTF-8 files with one text a line, - for stdin; a pipe if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    model: Annotated[
+        Path, typer.Option(help="Directory of an encoder checkpoint.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write; - for stdout (JSON Lines).")
+    ] = STANDARD,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="npy, jsonl or parquet; what the output's name ends in if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="How weights are kept; float32 is the only one so far.")
+    ] = "float32",
+    threads: Threads = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that run together; results do not depend on it.")
+    ] = BATCH_TOKENS,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Embeddings of length 1; what the checkpoint says if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Put before every text; what the checkpoint says, mostly nothing, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew after an interruption.")
+    ] = False,
+) -> None:
+    """Write the sentence embedding of every line; blank lines are texts, too.
+
+      fastmha embed --model all-MiniLM-L6-v2 texts.txt -o embeddings.npy
+
+      zcat texts.gz | fastmha embed --model all-MiniLM-L6-v2 -o embeddings.parquet
+
+      fastmha embed --model all-MiniLM-L6-v2 < texts.txt > embeddings.jsonl
+
+    Rows are in the order of the lines. An interrupted job goes on where it stopped when the same
+    command is called again: what is done is in OUTPUT.partial until everything is there. At a line
+    that is not UTF-8 it stops, with exit status 1; the rows before it are kept.
+    """
+    with mistakes_as_one_line():
+        set_threads(threads)
+        sources = files or [STANDARD]
+        if not files and (sys.stdin is None or sys.stdin.isatty()):
+            raise ValueError("nothing to embed: give a file, or a pipe")
+        kind = _format(output, format)
+        if output != STANDARD:
+            _check_output(output, force, restart)
+        loaded = fm.load(model, dtype)
+        if not isinstance(loaded, EncoderModel):
+            raise ValueError(f"{model} is not an encoder: it gives no sentence embeddings")
+        job = Job(loaded, sources, batch_tokens, normalize, prompt)
+        if output == STANDARD:
+            job.to_stdout()
+        else:
+            job.to_file(output, kind)
+
+
+class Job:
+    """What is embedded, and how."""
+
+    def __init__(
+        self,
+        model: EncoderModel,
+        sources: list[Path],
+        batch_tokens: int,
+        normalize: bool | None,
+        prompt: str | None,
+    ) -> None:
+        self.model, self.sources = model, sources
+        self.settings: dict[str, Any] = {
+            **{"batch_tokens": batch_tokens, "normalize": normalize, "prompt": prompt}
+        }
+
+    def to_stdout(self) -> None:
+        with progress_bar(self.sources, to_file=False) as (bar, task):
+            for _, texts in chunks(lines([], self.sources), CHUNK):
+                rows = self.model.encode(texts, **self.settings)
+                sys.stdout.write(json_lines(texts, rows).decode())
+                sys.stdout.flush()
+                bar.advance(task, len(texts))
+
+    def to_file(self, path: Path, kind: type[EmbeddingFile]) -> None:
+        with kind(path, self.model.embedding_dim, self._identity()) as out:
+            texts = lines([], self.sources)
+            try:
+                out.check_kept(texts)
+                if out.rows:
+                    print(f"fastmha: going on after {out.rows} rows", file=sys.stderr)
+                with progress_bar(self.sources, out.rows, to_file=True) as (bar, task):
+                    for _, chunk in chunks(texts, CHUNK):
+                        out.append(chunk, self.model.encode(chunk, **self.settings))
+                        bar.advance(task, len(chunk))
+                out.finish()
+            except KeyboardInterrupt:
+                print(
+                    f"fastmha: stopped; {out.rows} rows are kept in {out.partial}, the same "
+                    "command goes on from there",
+                    file=sys.stderr,
+                )
+                raise
+
+    def _identity(self) -> str:
+        """What a text becomes: the same bits for the same model, settings and instruction set."""
+        probe = self.model.encode([PROBE], **self.settings)
+        return f"{self.model.max_length} {hashlib.sha256(probe.tobytes()).hexdigest()}"
+
+
+def _format(output: Path, name: str | None) -> type[EmbeddingFile]:
+    if output == STANDARD:
+        if name not in (None, "jsonl"):
+            raise ValueError(f"stdout takes JSON Lines alone; give --output for {name}")
+        return FORMATS["jsonl"]
+    name = output.suffix.removeprefix(".") if name is None else name
+    if name not in FORMATS:
+        raise ValueError(
+            f"--format must be one of {', '.join(FORMATS)}, got {name!r}; without it the name of "
+            "the output says it"
+        )
+    return FORMATS[name]
+
+
+def _check_output(output: Path, force: bool, restart: bool) -> None:
+    if output.exists() and not force:
+        raise FileExistsError(f"{output} exists; --force replaces it")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent} is not a directory")
+    if restart:
+        for ending in (".partial.json", ".partial"):  # the rows count for nothing without the first
+            output.with_name(output.name + ending).unlink(missing_ok=True)
+
+
+class RateColumn(ProgressColumn):
+    """Texts per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} texts/s")
+
+
+@contextmanager
+def progress_bar(
+    sources: list[Path], done: int = 0, *, to_file: bool
+) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar on stderr with rate and time left, when that is a terminal and embeddings do
+    not appear on the same one."""
+    console = Console(stderr=True)
+    shown = console.is_terminal and (to_file or not sys.stdout.isatty())
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        speed_estimate_period=120,  # seconds: chunks of long texts take a while
+        disable=not shown,
+    ) as bar:
+        total = count_lines(sources) if shown else None
+        yield bar, bar.add_task("embedding", total=total, completed=done)
+
+
+def count_lines(sources: list[Path]) -> int | None:
+    """Lines of all files; None when one is a pipe, which can be read but once."""
+    return sum(map(_count, sources)) if all(path.is_file() for path in sources) else None
+
+
+def _count(path: Path) -> int:
+    count, last = 0, b"\n"
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            count += block.count(b"\n")
+            last = block[-1:]
+    return count + (last != b"\n")

@@ -1,0 +1,84 @@
+"""Texts as the command line takes them: arguments, files and pipes, one text a line, in UTF-8."""
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+__all__ = ["check_utf8", "chunks", "lines", "utf8"]
+
+# How bytes that are not UTF-8 are read: as surrogates, so that they do not stop the reading before
+# the lines in front of them are through. Arguments come decoded in the same way.
+UNDECODED = "surrogateescape"
+
+
+def lines(text: list[str], files: list[Path]) -> Iterator[str]:
+    """The lines of the arguments in `text`, then those of `files`; - is standard input.
+
+    Raises
+    ------
+    OSError
+        A file that cannot be read, when it is its turn.
+    ValueError
+        A line that is not UTF-8, when it is its turn; the message names its place.
+    """
+    for number, sentence in enumerate(text, 1):
+        check_utf8(f"argument {number}", sentence)
+        yield from sentence.split("\n") if "\n" in sentence else [sentence]
+    for path in files:
+        if str(path) == "-":
+            yield from _stripped(utf8(sys.stdin, UNDECODED), "stdin")
+        else:
+            # a byte order mark is no character
+            with path.open(encoding="utf-8-sig", errors=UNDECODED) as stream:
+                yield from _stripped(stream, str(path))
+
+
+def _stripped(stream: Iterable[str], name: str) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        check_utf8(f"{name}: line {number}", line)
+        yield line.rstrip("\r\n")
+
+
+def check_utf8(where: str, line: str) -> None:
+    """`line` was decoded with surrogates in place of the bytes that are not UTF-8."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = line[error.start].encode(errors=UNDECODED)[0]
+        place = len(line[: error.start].encode()) + 1
+        raise ValueError(
+            f"{where}: not UTF-8: byte 0x{byte:02x} at byte {place}; convert it first, for example "
+            "with iconv -f GB18030 -t UTF-8"
+        ) from None
+
+
+def chunks(texts: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    """Lists of up to `size` lines, with the number of the first.
+
+    What is wrong with a line or a file is raised when the lines before it are through.
+    """
+    first = 1
+    mistake: Exception | None = None
+    while mistake is None:
+        chunk = []
+        try:
+            for line in itertools.islice(texts, size):
+                chunk.append(line)  # one by one: what came before a mistake stays
+        except (OSError, ValueError) as error:
+            mistake = error
+        if chunk:
+            yield first, chunk
+        elif mistake is None:
+            return
+        first += len(chunk)
+    raise mistake
+
+
+def utf8(stream: TextIO, errors: str = "strict") -> TextIO:
+    """Sentences are UTF-8 whatever the locale says."""
+    reconfigure: Any = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8", errors=errors)
+    return stream

@@ -1,0 +1,275 @@
+"""fastmha embed as users run it: files and pipes, three formats, interruptions, mistakes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import fastmha as fm
+import numpy as np
+import pytest
+from checkpoints import write_checkpoint
+from conftest import Random, assert_same_bits
+from fastmha.embed_files import FORMATS, JsonLinesFile, NpyFile, json_lines, npy_header
+
+FORMS = ["npy", "jsonl", pytest.param("parquet", marks=pytest.mark.parquet)]
+
+
+@pytest.fixture(autouse=True)
+def _needs_pyarrow(request):
+    if "parquet" in request.keywords:
+        pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(directory, "bert")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return fm.load(checkpoint)
+
+
+def varied(count):
+    rng = np.random.default_rng(0)
+    return [
+        " ".join(f"w{n}" for n in rng.integers(3, 97, rng.integers(0, 12))) for _ in range(count)
+    ]
+
+
+def command(*args):
+    return [sys.executable, "-m", "fastmha.cli", "embed", *map(str, args)]
+
+
+def run(*args, stdin="", expect=0, **options):
+    stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
+    result = subprocess.run(
+        command(*args), input=stdin, capture_output=True, timeout=120, **options
+    )
+    out, err = result.stdout.decode(), result.stderr.decode()
+    assert result.returncode == expect, f"status {result.returncode}\n{out}\n{err}"
+    assert "Traceback" not in err
+    return out, err
+
+
+def write_lines(file, texts):
+    file.write_text("".join(f"{text}\n" for text in texts), "utf-8")
+    return file
+
+
+def read(file):
+    """Texts (None in .npy) and embeddings."""
+    if file.suffix == ".npy":
+        return None, np.load(file)
+    if file.suffix == ".jsonl":
+        entries = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        rows = np.array([entry["embedding"] for entry in entries], np.float32)
+        return [entry["text"] for entry in entries], rows
+    table = pytest.importorskip("pyarrow.parquet").read_table(file)
+    rows = np.array(table["embedding"].to_pylist(), np.float32)
+    return table["text"].to_pylist(), rows
+
+
+def assert_holds(file, texts, model):
+    found, rows = read(file)
+    assert found in (None, texts)
+    assert_same_bits(rows, model.encode(texts))
+    assert [other.name for other in file.parent.glob(f"{file.name}.*")] == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_formats(tmp_path, checkpoint, model, form):
+    texts = [*varied(40), "", "  ", 'quotes " and \\', "<&> 字 😀 \u2028", "w3\tw4"]
+    source, out = write_lines(tmp_path / "texts.txt", texts), tmp_path / f"out.{form}"
+    stdout, err = run("--model", checkpoint, source, "-o", out)
+    assert (stdout, err) == ("", "")
+    assert_holds(out, texts, model)
+    _, err = run("--model", checkpoint, source, "-o", out, expect=1)
+    assert "exists; --force replaces it" in err
+    run("--model", checkpoint, source, source, "-o", out, "--force", "--format", form)
+    assert_holds(out, texts * 2, model)
+
+
+def test_pipes_and_settings(tmp_path, checkpoint, model):
+    texts = varied(20)
+    piped = "\n".join(texts)  # no line end after the last
+    out, _ = run("--model", checkpoint, "--threads", 1, stdin=piped)
+    assert [json.loads(line)["text"] for line in out.splitlines()] == texts
+    (tmp_path / "a.jsonl").write_text(out)
+    assert_holds(tmp_path / "a.jsonl", texts, model)
+    out, _ = run("--model", checkpoint, "-", "--normalize", "--prompt", "w9 ", stdin=piped)
+    (tmp_path / "b.jsonl").write_text(out)
+    expected = model.encode(texts, normalize=True, prompt="w9 ")
+    assert_same_bits(read(tmp_path / "b.jsonl")[1], expected)
+    assert run("--model", checkpoint, stdin="") == ("", "")
+    run("--model", checkpoint, "-o", tmp_path / "none.npy", stdin="")
+    assert np.load(tmp_path / "none.npy").shape == (0, 48)
+
+
+def test_mistakes(tmp_path, checkpoint):
+    out = tmp_path / "out.npy"
+    for args, message in (
+        (["--model", fm.demo_model_path()], "is not an encoder"),
+        (["--model", tmp_path / "nowhere"], "is not a directory with a checkpoint"),
+        (["--model", checkpoint, "--dtype", "int4"], "dtype must be 'float32', got 'int4'"),
+        (["--model", checkpoint, "nothing.txt"], "nothing.txt"),
+        (["--model", checkpoint, "--format", "npy"], "stdout takes JSON Lines alone"),
+        (["--model", checkpoint, "-o", tmp_path / "out.csv"], "must be one of npy, jsonl, parquet"),
+        (["--model", checkpoint, "-o", tmp_path / "nowhere" / "out.npy"], "is not a directory"),
+    ):
+        stdout, err = run(*args, expect=1)
+        assert stdout == ""
+        assert message in err
+        assert len(err.splitlines()) == 1
+    run("--model", checkpoint, "--batch-tokens", 0, expect=2)
+    assert not out.exists()
+
+
+def test_a_line_that_is_not_utf8_stops_it_and_what_is_before_is_kept(tmp_path, checkpoint, model):
+    source, out = tmp_path / "texts.txt", tmp_path / "out.npy"
+    source.write_bytes(b"w3\nw4\n\xff\nw5\n")
+    _, err = run("--model", checkpoint, source, "-o", out, expect=1)
+    assert "line 3: not UTF-8" in err
+    assert not out.exists()
+    write_lines(source, ["w3", "w4", "w6", "w5"])
+    _, err = run("--model", checkpoint, source, "-o", out)
+    assert "going on after 2 rows" in err
+    assert_holds(out, ["w3", "w4", "w6", "w5"], model)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted(tmp_path, checkpoint, model, form, stop):
+    """No row is lost or there twice, and the file is what it is without a stop."""
+    texts = varied(40_000)
+    source, out = write_lines(tmp_path / "texts.txt", texts), tmp_path / f"out.{form}"
+    arguments = ("--model", checkpoint, source, "-o", out)
+    state = tmp_path / f"{out.name}.partial.json"
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < until:
+        time.sleep(0.002)
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    rows = json.loads(state.read_text())["rows"]
+    assert 0 < rows < len(texts)
+    assert rows % 1024 == 0
+    if stop == signal.SIGINT:
+        assert f"stopped; {rows} rows are kept" in err
+    with out.with_name(f"{out.name}.partial").open("ab") as partial:
+        partial.write(b"half a row")  # as if it had been stopped while it wrote
+    _, err = run(*arguments)
+    assert f"going on after {rows} rows" in err
+    assert_holds(out, texts, model)
+
+
+def test_a_job_goes_on_with_the_same_input_and_model_only(tmp_path, checkpoint, model):
+    source, out = tmp_path / "texts.txt", tmp_path / "out.npy"
+    source.write_bytes(b"w3\nw4\nw5\n\xff\n")
+    arguments = ("--model", checkpoint, source, "-o", out)
+    run(*arguments, expect=1)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_checkpoint(other, "bert", seed=1)
+    for changed, message in (
+        (["--model", other, source, "-o", out], "made by another model"),
+        ([*arguments, "--normalize"], "with other settings"),
+        ([*arguments, "--prompt", "w7 "], "with other settings"),
+    ):
+        assert message in run(*changed, expect=1)[1]
+    assert "with other settings" in run(*arguments, "--format", "jsonl", expect=1)[1]
+    write_lines(source, ["w3", "w4"])
+    assert "holds 3 rows, the input has only 2 lines" in run(*arguments, expect=1)[1]
+    write_lines(source, ["w3", "w9", "w5", "w6"])
+    assert "the first 3 lines of the input are not those" in run(*arguments, expect=1)[1]
+    state = out.with_name("out.npy.partial.json")
+    kept = state.read_text()
+    state.write_text("{")
+    assert "is broken" in run(*arguments, expect=1)[1]
+    state.write_text(kept)
+    partial = out.with_name("out.npy.partial")
+    partial.write_bytes(partial.read_bytes()[:-1])
+    assert "is shorter than" in run(*arguments, expect=1)[1]
+    run(*arguments, "--restart")
+    assert_holds(out, ["w3", "w9", "w5", "w6"], model)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with (
+        NpyFile(tmp_path / "a.npy", 4, "x"),
+        pytest.raises(BlockingIOError, match="another process is writing"),
+    ):
+        NpyFile(tmp_path / "a.npy", 4, "x")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stopped_anywhere_between_two_blocks(tmp_path, form):
+    """Data behind the last state, or a state that could not be written."""
+    random = Random(0)
+    blocks = [random.normal(n, 4) for n in (3, 1, 5)]
+    texts = [[f"{n} {row}" for row in range(len(block))] for n, block in enumerate(blocks)]
+    everything = [text for part in texts for text in part]
+    path = tmp_path / f"a.{form}"
+    for done in range(3):
+        with FORMATS[form](path, 4, "x") as out:
+            rest = iter(everything)
+            out.check_kept(rest)
+            assert out.rows == sum(map(len, blocks[:done]))
+            out.append(texts[done], blocks[done])
+            if done < 2:  # the next block is there, but does not count
+                before = out.state_file.read_bytes()
+                out.append(texts[done + 1], blocks[done + 1])
+                out.state_file.write_bytes(before)
+            else:
+                out.finish()
+    found, rows = read(path)
+    assert found in (None, everything)
+    assert_same_bits(rows, np.concatenate(blocks))
+
+
+def test_npy_headers():
+    for rows in (0, 9, 10**18):
+        header = npy_header(rows, 384)
+        assert len(header) == 128
+        assert header.endswith(b"\n")
+
+
+def test_json_gives_the_same_float32_back():
+    info = np.finfo(np.float32)
+    bits = Random(0).rng.integers(0, 2**32, 10_000, dtype=np.uint64).astype(np.uint32)
+    numbers = bits.view(np.float32)
+    numbers = np.append(numbers[np.isfinite(numbers)], [info.max, info.tiny, 1e-45, -0.0, 0.1])
+    rows = numbers.astype(np.float32)[None]
+    (line,) = json_lines(["a"], rows).decode().splitlines()
+    read = np.array([json.loads(line)["embedding"]], np.float32)
+    assert_same_bits(read, rows + np.float32(0))  # JSON's zero has no sign
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        json_lines(["a"], np.array([[np.nan]], np.float32))
+    assert JsonLinesFile is FORMATS["jsonl"]
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path, checkpoint):
+    """150 MB of text in, and no more memory than for a little."""
+    code = (
+        "from fastmha.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(open('/proc/self/status').read())"
+    )
+    peaks = []
+    for count in (2_000, 75_000):
+        source = write_lines(tmp_path / "texts.txt", ["x" * 2000] * count)
+        result = subprocess.run(
+            [*(sys.executable, "-c", code, "embed", "--model", checkpoint, source),
+             *("-o", tmp_path / f"{count}.npy")],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        # not ru_maxrss, which remembers the process that this one was forked from
+        peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", result.stdout)[1]) / 1024)
+        assert len(np.load(tmp_path / f"{count}.npy", mmap_mode="r")) == count
+    assert peaks[1] - peaks[0] < 20, peaks
