@@ -11,6 +11,7 @@ import sys
 import fastmha as fm
 import numpy as np
 import pytest
+from checkpoints import write_checkpoint
 from fastmha.attend_page import attend_page
 from fastmha.models import AttentionMaps
 
@@ -413,7 +414,28 @@ def test_attend_writes_every_head_of_every_layer(tmp_path, model):
         assert shown.shape == (layers, config.num_heads, len(rows), len(columns))
         np.testing.assert_allclose(shown, np.stack(weights), rtol=0, atol=5.1e-5)
         np.testing.assert_allclose(shown.sum(-1), 1, rtol=0, atol=1e-3)
+    assert [kind["masked"] for kind in data["kinds"]] == [False, True, False]
     assert not np.triu(np.array(data["kinds"][1]["layers"]), 1).any(), "masked"
+
+
+def test_attend_for_encoders(tmp_path):
+    write_checkpoint(tmp_path, "bert")
+    file = tmp_path / "page.html"
+    text = "w3 <b>w4</b> w50"
+    out, err = run("attend", "--model", tmp_path, text, "-o", file)
+    assert (out, err) == (f"{file}\n", "")
+    data = Page(file.read_text("utf-8")).data
+    assert (data["text"], data["translation"]) == (text, None)
+    (kind,) = data["kinds"]
+    assert kind["rows"] == kind["columns"] == ["<s>", "w3", "w3", "w50", "</s>"]
+    assert not kind["masked"]
+    (expected,) = fm.load(tmp_path).forward([[0, 3, 3, 50, 2]], return_attention=True)[1]
+    np.testing.assert_allclose(kind["layers"], np.stack(expected), rtol=0, atol=5.1e-5)
+    for arguments, message in (
+        (["attend", "--model", tmp_path, text, "--beam", 2], "are for models that translate"),
+        (["translate", "--model", tmp_path, text], "does not translate; fastmha embed"),
+    ):
+        assert message in run(*arguments, expect=1)[1]
 
 
 def test_the_page_needs_no_network(tmp_path):

@@ -1,4 +1,4 @@
-"""The attention of one translated sentence as a page to look at: one file, no network.
+"""The attention of one text, translated or encoded, as a page to look at: one file, no network.
 
 The page is a template (data/attend.html) with one hole for the data, as JSON. Text from outside
 reaches the page only through that JSON and is shown with textContent, so nothing in it can become
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from fastmha._types import Float32
+from fastmha.encoder_model import EncoderMaps
 from fastmha.models import AttentionMaps
 
-__all__ = ["attend_page"]
+__all__ = ["attend_page", "encoder_page"]
 
 TEMPLATE = Path(__file__).resolve().parent / "data" / "attend.html"
 HOLE = "{{DATA}}"
@@ -38,6 +39,7 @@ def attend_page(text: str, maps: AttentionMaps) -> str:
             target,
             target,
             maps.decoder,
+            masked=True,
         ),
         _kind(
             "Decoder to encoder",
@@ -47,16 +49,36 @@ def attend_page(text: str, maps: AttentionMaps) -> str:
             maps.cross,
         ),
     ]
-    data = {"text": text, "translation": maps.translation, "kinds": kinds}
+    return _page({"text": text, "translation": maps.translation, "kinds": kinds})
+
+
+def encoder_page(text: str, maps: EncoderMaps) -> str:
+    """The same for an encoder, which translates nothing."""
+    tokens = list(maps.tokens)
+    about = "Each token looks at all tokens of the text."
+    kinds = [_kind("Self-attention", about, tokens, tokens, maps.layers)]
+    return _page({"text": text, "translation": None, "kinds": kinds})
+
+
+def _page(data: dict[str, Any]) -> str:
     return TEMPLATE.read_text("utf-8").replace(HOLE, _inert_json(data))
 
 
 def _kind(
-    name: str, about: str, rows: list[str], columns: list[str], layers: list[Float32]
+    name: str,
+    about: str,
+    rows: list[str],
+    columns: list[str],
+    layers: list[Float32],
+    *,
+    masked: bool = False,
 ) -> dict[str, Any]:
     # four digits are more than a colour shows and a quarter of the bytes
     weights = [np.round(layer.astype(np.float64), 4).tolist() for layer in layers]
-    return {"name": name, "about": about, "rows": rows, "columns": columns, "layers": weights}
+    return {
+        **{"name": name, "about": about, "masked": masked},
+        **{"rows": rows, "columns": columns, "layers": weights},
+    }
 
 
 def _inert_json(data: dict[str, Any]) -> str:

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import fastmha as fm
-from fastmha.attend_page import attend_page
+from fastmha.attend_page import attend_page, encoder_page
 from fastmha.command_tools import Threads, fail, mistakes_as_one_line, set_threads
 from fastmha.embed_command import embed
+from fastmha.encoder_model import EncoderModel
 from fastmha.lines import chunks, lines
 from fastmha.models import TranslationModel, UnknownCharacterWarning, demo_model_path
 
@@ -40,8 +41,7 @@ app = typer.Typer(
 Model = Annotated[
     Path | None,
     typer.Option(
-        help="Directory of a translation model; the Chinese-to-English one that comes along "
-        "if not given.",
+        help="Directory of a model; the Chinese-to-English one that comes along if not given.",
         show_default=False,
     ),
 ]
@@ -114,7 +114,9 @@ def translate(
         if not text and not file and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to translate: give a sentence, --file, or a pipe")
         _hint_at_files(text or [])
-        loaded: TranslationModel = fm.load(model or demo_model_path())
+        loaded = fm.load(model or demo_model_path())
+        if not isinstance(loaded, TranslationModel):
+            raise ValueError(f"{model} does not translate; fastmha embed is for encoders")
         source = lines(text or [], file or ([] if text else [Path("-")]))
         with _progress() as bar:
             task = bar.add_task("translating", total=None)
@@ -130,7 +132,9 @@ def translate(
 
 @app.command()
 def attend(
-    text: Annotated[str, typer.Argument(help="The sentence to translate.", show_default=False)],
+    text: Annotated[
+        str, typer.Argument(help="The sentence to translate or encode.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "attention.html"
     ),
@@ -143,11 +147,19 @@ def attend(
 
       fastmha attend 我想吃汉堡 -o page.html
 
+      fastmha attend --model all-MiniLM-L6-v2 "A cat sleeps." -o page.html
+
     The page needs no network: open it in any browser. Hover a cell to read its weight.
     """
     with mistakes_as_one_line():
         set_threads(threads)
-        loaded: TranslationModel = fm.load(model or demo_model_path())
+        loaded = fm.load(model or demo_model_path())
+        if isinstance(loaded, EncoderModel):
+            if beam != 1 or max_new_tokens is not None:
+                raise ValueError("--beam and --max-new-tokens are for models that translate")
+            output.write_text(encoder_page(text, loaded.attention(text)), "utf-8")
+            print(output)
+            return
         _name_unknown(loaded, 1, [text])
         maps = loaded.attention(text, beam_size=beam, max_new_tokens=max_new_tokens)
         output.write_text(attend_page(text, maps), "utf-8")
