@@ -66,6 +66,7 @@ def test_readme_has_python_examples():
 def test_readme_python_blocks_run(tmp_path, monkeypatch):
     """In order, in one namespace, as a reader would paste them."""
     monkeypatch.chdir(tmp_path)
+    link_checkpoint(tmp_path)
     namespace = {"__name__": "readme"}
     for number, block in enumerate(readme_blocks()):
         if ">>>" in block:
