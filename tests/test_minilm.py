@@ -155,6 +155,12 @@ def test_normalize_and_prompt(model, embeddings):
     assert_same_bits(prompted, model.encode(["query: " + text for text in TEXTS[100:103]]))
 
 
+def test_progress_shows_on_stderr_alone(model, embeddings, capfd):
+    assert_same_bits(model.encode(TEXTS[100:700], progress=True), embeddings[100:700])
+    assert_same_bits(model.encode(np.array(TEXTS[100:103])), embeddings[100:103])
+    assert capfd.readouterr().out == ""
+
+
 def test_wrong_texts_and_ids(model):
     assert model.encode([]).shape == (0, 384)
     assert model.forward([]) == []
@@ -171,6 +177,12 @@ def test_wrong_texts_and_ids(model):
             model.forward([[101, wrong]])
     with pytest.raises(ValueError, match="a sequence has 513 tokens, the model takes 512"):
         model.forward([[101], np.zeros(513, int)])
+    with pytest.raises(TypeError, match=r"texts\[7\] must be a str, got NoneType"):
+        list(model.encode_stream(["a"] * 7 + [None], chunk=2))
+    with pytest.raises(TypeError, match=r"texts\[0\] must be a str, got int"):
+        model.encode([1], prompt="query: ")
+    with pytest.raises(ValueError, match="prompt holds U\\+D800"):
+        model.encode(["a"], prompt="\ud800")
     with pytest.raises(TypeError, match="token ids must be integers, got float64"):
         model.forward([[1.5]])
     with pytest.raises(ValueError, match="one-dimensional"):

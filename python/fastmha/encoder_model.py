@@ -145,6 +145,7 @@ class EncoderModel:
         options: dict[str, Any] = {
             **{"batch_size": batch_size, "batch_tokens": batch_tokens},
             **{"normalize": normalize, "prompt": prompt},
+            "chunk": CHUNK // 16 if progress else CHUNK,  # steps that a bar can show
         }
         blocks = self.encode_stream(texts, **options)
         found = list(tracked(blocks, len, total, progress, "embedding"))
@@ -178,15 +179,13 @@ class EncoderModel:
         check_size("encode", chunk=chunk, batch_tokens=batch_tokens)
         normalize = self.settings.normalize if normalize is None else normalize
         prompt = self.settings.prompt if prompt is None else prompt
-        source = iter(texts)
+        source, first = iter(texts), 0
         while part := list(itertools.islice(source, chunk)):
-            if prompt:
-                part = [prompt + text for text in part]
+            ids = self._tokenizer(part, prompt=prompt, first=first)
             rows = np.zeros((len(part), self.embedding_dim), np.float32)
-            for batch, states, bounds in self._run(
-                self._tokenizer(part), batch_size, batch_tokens, None
-            ):
+            for batch, states, bounds in self._run(ids, batch_size, batch_tokens, None):
                 rows[batch] = pool(states, bounds, self.settings.pooling)
+            first += len(part)
             yield normalized(rows) if normalize else rows
 
     @overload

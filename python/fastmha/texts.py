@@ -105,8 +105,16 @@ class TextTokenizer:
             )
         return cls(tokenizer, max_length, side)
 
-    def __call__(self, texts: Sequence[str]) -> list[Int64]:
+    def __call__(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> list[Int64]:
         """The ids of each text; all cores work on many texts, and the GIL is released meanwhile.
+
+        Parameters
+        ----------
+        texts : sequence of str
+        prompt : str, default ""
+            Put before each.
+        first : int, default 0
+            The number of the first text, for messages.
 
         Raises
         ------
@@ -115,20 +123,21 @@ class TextTokenizer:
         ValueError
             A text with a lone surrogate.
         """
-        return [np.array(encoding.ids, np.int64) for encoding in self._encodings(texts)]
-
-    def _encodings(self, texts: Sequence[str]) -> list[Any]:
         # a tuple would pass as a pair of texts
         if not all(type(text) is str for text in texts):
-            for n, text in enumerate(texts):
-                check_text(f"encode: texts[{n}]", text)
+            self._check(texts, first)
             texts = [str(text) for text in texts]  # subclasses of str
         try:
-            return self._encode(texts)  # type: ignore[no-any-return]
+            encodings = self._encode([prompt + text for text in texts] if prompt else texts)
         except TypeError:  # all that tokenizers says about a surrogate
-            for n, text in enumerate(texts):
-                check_text(f"encode: texts[{n}]", text)
+            check_text("encode: prompt", prompt)
+            self._check(texts, first)
             raise
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def _check(self, texts: Sequence[str], first: int) -> None:
+        for n, text in enumerate(texts, first):
+            check_text(f"encode: texts[{n}]", text)
 
     def tokens(self, ids: Int64) -> list[str]:
         """What each id stands for."""
