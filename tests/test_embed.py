@@ -1,6 +1,9 @@
 """fastmha embed as users run it: files and pipes, three formats, interruptions, mistakes."""
 
+import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -57,6 +60,22 @@ def run(*args, stdin="", expect=0, **options):
     return out, err
 
 
+def on_terminal(arguments, stdin, width):
+    """Run a command whose stderr is a terminal; what was written there."""
+    master, slave = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(width)}
+    process = subprocess.run(
+        arguments, input=stdin, stdout=subprocess.PIPE, stderr=slave, env=environment, check=False
+    )
+    os.close(slave)
+    seen = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while block := os.read(master, 65536):
+            seen += block
+    os.close(master)
+    return process, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+
+
 def write_lines(file, texts):
     file.write_text("".join(f"{text}\n" for text in texts), "utf-8")
     return file
@@ -109,6 +128,30 @@ def test_pipes_and_settings(tmp_path, checkpoint, model):
     assert run("--model", checkpoint, stdin="") == ("", "")
     run("--model", checkpoint, "-o", tmp_path / "none.npy", stdin="")
     assert np.load(tmp_path / "none.npy").shape == (0, 48)
+
+
+def test_a_reader_that_leaves(checkpoint, tmp_path):
+    source = write_lines(tmp_path / "texts.txt", varied(5000))
+    process = subprocess.Popen(
+        command("--model", checkpoint, source), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline().startswith(b'{"text": ')
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+
+
+def test_progress_with_rate_and_time_left(tmp_path, checkpoint, model):
+    texts = varied(4000)
+    source, out = write_lines(tmp_path / "texts.txt", texts), tmp_path / "out.npy"
+    process, seen = on_terminal(command("--model", checkpoint, source, "-o", out), b"", 120)
+    assert (process.returncode, process.stdout) == (0, b"")
+    assert re.search(r"embedding .*/4000 .*texts/s .*left \d:\d\d:\d\d", seen)
+    assert_holds(out, texts, model)
+    process, seen = on_terminal(command("--model", checkpoint), b"w3\n" * 50, 120)
+    assert process.stdout.count(b"\n") == 50
+    assert re.search(r"embedding .*/\?", seen)  # how many there will be is not known
 
 
 def test_mistakes(tmp_path, checkpoint):

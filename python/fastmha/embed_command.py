@@ -4,6 +4,7 @@ The lines are read, embedded and written in chunks; at any time one chunk is in 
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,8 @@ def embed(
     """
     with mistakes_as_one_line():
         set_threads(threads)
+        if threads is not None:  # the tokenizer's threads start with the first texts
+            os.environ["RAYON_NUM_THREADS"] = str(threads)
         sources = files or [STANDARD]
         if not files and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to embed: give a file, or a pipe")

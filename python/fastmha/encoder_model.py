@@ -91,11 +91,12 @@ class EncoderModel:
         settings = read_sentence_settings(path)
         path = settings.directory
         family = FAMILIES[config["model_type"]]
-        kept, network = family.build(config, path / "config.json")
+        tensors = Tensors(path)
+        kept, network = family.build(config, path / "config.json", tensors)
         longest = network.max_length
         if settings.max_length is not None:
             longest = min(longest, settings.max_length)
-        family.load(network, Tensors(path), path)
+        family.load(network, tensors, path)
         tokenizer = TextTokenizer.from_directory(
             path, network.vocab_size, longest, lowercase=settings.lowercase
         )

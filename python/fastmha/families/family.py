@@ -3,6 +3,7 @@ are in a file.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,8 +64,10 @@ class Family:
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
-    def build(self, config: dict[str, Any], file: Path) -> tuple[Any, Network]:
+    def build(self, config: dict[str, Any], file: Path, tensors: Tensors) -> tuple[Any, Network]:
         """The settings in `config`, which came from `file`, and their network without weights.
+
+        `tensors` are the weights to come: sizes beyond them are refused before anything is made.
 
         Raises
         ------
@@ -76,9 +79,7 @@ class Family:
             settings: Any = config_from(
                 self.config, self.prepare(config) if self.prepare else config, file
             )
-            for name, value in dataclasses.asdict(settings).items():
-                if type(value) is int and value < 0:
-                    raise ValueError(f"{name} must not be negative, got {value}")
+            _check_sizes(settings, tensors)
             return settings, self.network(settings)
         except (TypeError, ValueError) as error:
             text = str(error)
@@ -109,6 +110,22 @@ class Family:
         theirs = names[module]
         modules = (theirs,) if isinstance(theirs, str) else theirs
         return tuple(f"{stem}{name}.{kind}" for name in modules)
+
+
+def _check_sizes(settings: Any, tensors: Tensors) -> None:
+    """No size is negative, or so large that making the network would fill the memory."""
+    numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
+    for name, value in dataclasses.asdict(settings).items():
+        if type(value) is not int:
+            continue
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+        # a layer has at least one tensor; windows and ids may be larger than a small model
+        most = len(tensors) if name.endswith("_layers") else max(numbers, 1_000_000)
+        if value > most:
+            raise ValueError(
+                f"{name} is {value}, the weights are {len(tensors)} tensors of {numbers} numbers"
+            )
 
 
 class Weights(Mapping[str, Float32]):

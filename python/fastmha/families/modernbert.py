@@ -22,6 +22,7 @@ from fastmha.nn.module import UNSET, Module, check_size
 __all__ = ["MODERNBERT", "ModernBertConfig"]
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+MOST_LAYERS = 10_000  # no list of kinds is made for more: a config may say anything
 THETA = {GLOBAL: 160_000.0, LOCAL: 10_000.0}
 
 
@@ -50,8 +51,8 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
         every = config.get("global_attn_every_n_layers", 3)
         layers = config.get("num_hidden_layers", 0)
         for name, value in (("global_attn_every_n_layers", every), ("num_hidden_layers", layers)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+            if type(value) is not int or not 1 <= value <= MOST_LAYERS:
+                raise ValueError(f"{name} must be an int in 1 .. {MOST_LAYERS}, got {value!r}")
         config["layer_types"] = [LOCAL if layer % every else GLOBAL for layer in range(layers)]
     given = config.get("rope_parameters")
     older = {GLOBAL: "global_rope_theta", LOCAL: "local_rope_theta"}
