@@ -228,9 +228,9 @@ def test_a_job_goes_on_with_the_same_input_and_model_only(tmp_path, checkpoint, 
         assert message in run(*changed, expect=1)[1]
     assert "with other settings" in run(*arguments, "--format", "jsonl", expect=1)[1]
     write_lines(source, ["w3", "w4"])
-    assert "holds 3 rows, the input has only 2 lines" in run(*arguments, expect=1)[1]
+    assert "holds 3 rows, there are only 2 texts" in run(*arguments, expect=1)[1]
     write_lines(source, ["w3", "w9", "w5", "w6"])
-    assert "the first 3 lines of the input are not those" in run(*arguments, expect=1)[1]
+    assert "the first 3 texts are not those" in run(*arguments, expect=1)[1]
     state = out.with_name("out.npy.partial.json")
     kept = state.read_text()
     state.write_text("{")
@@ -274,6 +274,29 @@ def test_stopped_anywhere_between_two_blocks(tmp_path, form):
     found, rows = read(path)
     assert found in (None, everything)
     assert_same_bits(rows, np.concatenate(blocks))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_from_python(tmp_path, model, form):
+    texts = varied(2500)
+
+    def stopping():
+        yield from texts[:1500]
+        raise ValueError("no more")
+
+    path = tmp_path / f"a.{form}"
+    with pytest.raises(ValueError, match="no more"):
+        model.encode_to_file(stopping(), path)
+    assert not path.exists()
+    assert json.loads((tmp_path / f"a.{form}.partial.json").read_text())["rows"] == 1500
+    assert model.encode_to_file(iter(texts), path) == 2500
+    assert_holds(path, texts, model)
+    with pytest.raises(FileExistsError, match="overwrite=True replaces it"):
+        model.encode_to_file(texts, str(path))
+    assert model.encode_to_file(texts[:3], path, overwrite=True, progress=True) == 3
+    assert_holds(path, texts[:3], model)
+    with pytest.raises(TypeError, match="must be a str, got int"):
+        model.encode_to_file([1], tmp_path / f"b.{form}")
 
 
 def test_npy_headers():

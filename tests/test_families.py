@@ -215,6 +215,7 @@ def test_buckets_of_distances():
         ("bert", {"hidden_size": None}, "missing: hidden_size"),
         ("bert", {"hidden_size": "48"}, "hidden_size must be a int, got '48'"),
         ("bert", {"num_attention_heads": 5}, r"multiple of num_heads \(5\)"),
+        ("bert", {"max_position_embeddings": 0}, "at least one position"),
         ("bert", {"num_hidden_layers": 0}, "at least one block"),
         ("bert", {"num_hidden_layers": -1}, "num_hidden_layers must not be negative"),
         ("bert", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, the weights are"),

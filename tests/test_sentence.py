@@ -137,9 +137,10 @@ def test_default_prompt(checkpoint):
     assert_same_bits(model.encode("w3", prompt=""), plain.encode("w3"))
     write_json(file, {"prompts": {"query": "w9 "}, "default_prompt_name": None})
     assert fm.load(checkpoint).settings.prompt == ""
-    write_json(file, {"prompts": {}, "default_prompt_name": "query"})
-    with pytest.raises(ValueError, match="default_prompt_name is 'query', which prompts does not"):
-        fm.load(checkpoint)
+    for name in ("query", ["query"]):
+        write_json(file, {"prompts": {}, "default_prompt_name": name})
+        with pytest.raises(ValueError, match=r"default_prompt_name is .*, which prompts does not"):
+            fm.load(checkpoint)
 
 
 @pytest.mark.parametrize("prefix", ["models", "base.modules.transformer"])
@@ -207,6 +208,30 @@ def test_missing_and_broken_files(checkpoint):
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"only pytorch_model\.bin: .*save_pretrained"):
         fm.load(checkpoint)
+
+
+def test_broken_tokenizers(checkpoint):
+    """tokenizers itself says nothing before it is used, and then it may panic."""
+    file = checkpoint / "tokenizer.json"
+    kept = json.loads(file.read_text())
+    broken = json.loads(file.read_text())
+    broken["post_processor"]["single"][0]["SpecialToken"]["id"] = "<x>"
+    write_json(file, broken)
+    with pytest.raises(ValueError, match=r"broken"):
+        fm.load(checkpoint)
+    broken = kept | {"model": kept["model"] | {"unk_token": "<x>"}}
+    write_json(file, broken)
+    with pytest.raises(ValueError, match=r"broken tokenizer: .*Missing"):
+        fm.load(checkpoint)
+    write_json(file, kept)
+    for config, message in (
+        ({"truncation_side": 5}, "truncation_side must be one of"),
+        ({"do_lower_case": "no"}, "do_lower_case must be one of"),
+        ({"strip_accents": []}, "strip_accents must be one of"),
+    ):
+        write_json(checkpoint / "tokenizer_config.json", config)
+        with pytest.raises(ValueError, match=message):
+            fm.load(checkpoint)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):

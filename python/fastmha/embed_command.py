@@ -3,7 +3,6 @@
 The lines are read, embedded and written in chunks; at any time one chunk is in memory.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -28,18 +27,21 @@ from rich.progress import (
 from rich.text import Text
 
 import fastmha as fm
+from fastmha._types import Float32
 from fastmha.command_tools import Threads, mistakes_as_one_line, set_threads
-from fastmha.embed_files import FORMATS, EmbeddingFile, json_lines
+from fastmha.embed_files import (
+    CHUNK,
+    FORMATS,
+    EmbeddingFile,
+    file_format,
+    json_lines,
+    write_embeddings,
+)
 from fastmha.encoder_model import BATCH_TOKENS, EncoderModel
 from fastmha.lines import chunks, lines
 
 __all__ = ["embed"]
 
-# Lines that are read, embedded and written together: enough to sort by length, and so few that an
-# interruption costs seconds, not minutes, of a small model's work.
-CHUNK = 1024
-# A text whose embedding tells models and settings apart.
-PROBE = "The quick brown fox jumps over 13 lazy dogs. 敏捷的棕色狐狸。"
 STANDARD = Path("-")
 
 
@@ -140,26 +142,26 @@ class Job:
             **{"batch_tokens": batch_tokens, "normalize": normalize, "prompt": prompt}
         }
 
+    def _encode(self, texts: list[str]) -> Float32:
+        return self.model.encode(texts, **self.settings)
+
     def to_stdout(self) -> None:
         with progress_bar(self.sources, to_file=False) as (bar, task):
             for _, texts in chunks(lines([], self.sources), CHUNK):
-                rows = self.model.encode(texts, **self.settings)
-                sys.stdout.write(json_lines(texts, rows).decode())
+                sys.stdout.write(json_lines(texts, self._encode(texts)).decode())
                 sys.stdout.flush()
                 bar.advance(task, len(texts))
 
     def to_file(self, path: Path, kind: type[EmbeddingFile]) -> None:
-        with kind(path, self.model.embedding_dim, self._identity()) as out:
+        with kind(path, self.model.embedding_dim, self.model.fingerprint(self._encode)) as out:
             texts = lines([], self.sources)
             try:
                 out.check_kept(texts)
                 if out.rows:
                     print(f"fastmha: going on after {out.rows} rows", file=sys.stderr)
                 with progress_bar(self.sources, out.rows, to_file=True) as (bar, task):
-                    for _, chunk in chunks(texts, CHUNK):
-                        out.append(chunk, self.model.encode(chunk, **self.settings))
-                        bar.advance(task, len(chunk))
-                out.finish()
+                    for rows in write_embeddings(out, texts, self._encode):
+                        bar.advance(task, rows)
             except KeyboardInterrupt:
                 print(
                     f"fastmha: stopped; {out.rows} rows are kept in {out.partial}, the same "
@@ -168,24 +170,13 @@ class Job:
                 )
                 raise
 
-    def _identity(self) -> str:
-        """What a text becomes: the same bits for the same model, settings and instruction set."""
-        probe = self.model.encode([PROBE], **self.settings)
-        return f"{self.model.max_length} {hashlib.sha256(probe.tobytes()).hexdigest()}"
-
 
 def _format(output: Path, name: str | None) -> type[EmbeddingFile]:
     if output == STANDARD:
         if name not in (None, "jsonl"):
             raise ValueError(f"stdout takes JSON Lines alone; give --output for {name}")
         return FORMATS["jsonl"]
-    name = output.suffix.removeprefix(".") if name is None else name
-    if name not in FORMATS:
-        raise ValueError(
-            f"--format must be one of {', '.join(FORMATS)}, got {name!r}; without it the name of "
-            "the output says it"
-        )
-    return FORMATS[name]
+    return file_format(output, name)
 
 
 def _check_output(output: Path, force: bool, restart: bool) -> None:

@@ -15,7 +15,7 @@ import io
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +23,14 @@ import numpy as np
 
 from fastmha._extras import require
 from fastmha._types import Float32
+from fastmha.lines import chunks
+from fastmha.texts import check_text
 
-__all__ = ["FORMATS", "EmbeddingFile", "json_lines"]
+__all__ = ["FORMATS", "EmbeddingFile", "file_format", "json_lines", "write_embeddings"]
 
+# Texts that are embedded and written together: enough to sort by length, and so few that an
+# interruption costs seconds, not minutes, of a small model's work.
+CHUNK = 1024
 # Characters that JSON allows as they are, but that many a reader takes for the end of a line.
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 NPY_HEADER = 128  # bytes: room for any number of rows, so that it can be written again at the end
@@ -60,6 +65,7 @@ class EmbeddingFile(ABC):
         self.path, self.width = path, width
         self.partial = path.with_name(f"{path.name}.partial")
         self.state_file = path.with_name(f"{path.name}.partial.json")
+        self._anew = f"delete {self.state_file.name} to begin anew"
         self._identity = f"{type(self).__name__} {width} {identity}"
         self._digest = hashlib.sha256()
         self.rows = 0
@@ -92,14 +98,15 @@ class EmbeddingFile(ABC):
             text = next(texts, None)
             if text is None:
                 raise ValueError(
-                    f"{self.partial} holds {self.rows} rows, the input has only {number} lines; "
-                    "--restart begins anew"
+                    f"{self.partial} holds {self.rows} rows, there are only {number} texts; "
+                    f"{self._anew}"
                 )
+            check_text(f"texts[{number}]", text)
             self._add_to_digest(text)
         if self.rows and self._digest.hexdigest() != self._expected:
             raise ValueError(
-                f"the first {self.rows} lines of the input are not those that {self.partial} was "
-                "made from; --restart begins anew"
+                f"the first {self.rows} texts are not those that {self.partial} was made from; "
+                f"{self._anew}"
             )
 
     def append(self, texts: Sequence[str], embeddings: Float32) -> None:
@@ -150,17 +157,15 @@ class EmbeddingFile(ABC):
                 rows, size, texts = int(state["rows"]), int(state["bytes"]), str(state["texts"])
                 identity = str(state["identity"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{self.state_file} is broken: {error!r}; --restart begins anew"
-                ) from error
+                raise ValueError(f"{self.state_file} is broken: {error!r}; {self._anew}") from error
             if identity != self._identity:
                 raise ValueError(
                     f"{self.partial} was made by another model, with other settings, or on another "
-                    "instruction set; --restart begins anew"
+                    f"instruction set; {self._anew}"
                 )
             if os.fstat(self._stream.fileno()).st_size < size:
                 raise ValueError(
-                    f"{self.partial} is shorter than {self.state_file} says; --restart begins anew"
+                    f"{self.partial} is shorter than {self.state_file} says; {self._anew}"
                 )
             self._stream.truncate(size)
             self._stream.seek(size)
@@ -261,6 +266,33 @@ FORMATS: dict[str, type[EmbeddingFile]] = {
     "jsonl": JsonLinesFile,
     "parquet": ParquetFile,
 }
+
+
+def file_format(path: Path, name: str | None) -> type[EmbeddingFile]:
+    """The format called `name`, or what the path ends in."""
+    name = path.suffix.removeprefix(".") if name is None else name
+    if name not in FORMATS:
+        raise ValueError(
+            f"the format must be one of {', '.join(FORMATS)}, got {name!r}; when it is not given, "
+            "the end of the file's name says it"
+        )
+    return FORMATS[name]
+
+
+def write_embeddings(
+    out: EmbeddingFile, texts: Iterator[str], encode: Callable[[list[str]], Float32]
+) -> Iterator[int]:
+    """Write the rows of `texts`, behind those that :meth:`EmbeddingFile.check_kept` has taken.
+
+    Yields
+    ------
+    int
+        Rows that count since the last time; the file is finished when there are no more.
+    """
+    for _, part in chunks(texts, CHUNK):
+        out.append(part, encode(part))
+        yield len(part)
+    out.finish()
 
 
 def npy_header(rows: int, width: int) -> bytes:

@@ -8,8 +8,10 @@ tokens allows; then they are put back in order:
 Kernels give each sequence the same bits in any company, so an embedding depends on its text alone.
 """
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -32,6 +34,8 @@ BATCH_TOKENS = 4096
 # Texts that are tokenised and sorted together when they come from an iterator: what is in memory
 # at any time.
 CHUNK = 4096
+# The text of a fingerprint.
+PROBE = "The quick brown fox jumps over 13 lazy dogs. 敏捷的棕色狐狸。"
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,71 @@ class EncoderModel:
                 rows[batch] = pool(states, bounds, self.settings.pooling)
             first += len(part)
             yield normalized(rows) if normalize else rows
+
+    def encode_to_file(
+        self,
+        texts: Iterable[str],
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+        prompt: str | None = None,
+        overwrite: bool = False,
+        progress: bool = False,
+    ) -> int:
+        """Write the embeddings of any number of texts to a file, in bounded memory.
+
+        An interrupted call goes on when it is repeated with the same texts: what is done is in
+        ``path + ".partial"`` until everything is there.
+
+        Parameters
+        ----------
+        texts : iterable of str
+        path : path
+        format : {"npy", "jsonl", "parquet"}, optional
+            What `path` ends in when not given. .npy holds the embeddings alone, the others the
+            texts, too. Parquet needs the extra ``fastmha[parquet]``.
+        batch_tokens, normalize, prompt, progress
+            As for :meth:`encode`.
+        overwrite : bool, default False
+            Replace a file that exists.
+
+        Returns
+        -------
+        int
+            Rows in the file.
+
+        Raises
+        ------
+        FileExistsError
+            `path` exists, and `overwrite` is False.
+        ValueError
+            What was kept of an interrupted call is of other texts, another model, other settings.
+        """
+        from fastmha.embed_files import file_format, write_embeddings
+
+        path = Path(path)
+        kind = file_format(path, format)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; overwrite=True replaces it")
+
+        def encode(part: Sequence[str]) -> Float32:
+            return self.encode(part, batch_tokens=batch_tokens, normalize=normalize, prompt=prompt)
+
+        total = len(texts) if isinstance(texts, Sequence) else None
+        rest = iter(texts)
+        with kind(path, self.embedding_dim, self.fingerprint(encode)) as out:
+            out.check_kept(rest)
+            left = None if total is None else total - out.rows
+            steps = write_embeddings(out, rest, encode)
+            for _ in tracked(steps, int, left, progress, "embedding"):
+                pass
+            return out.rows
+
+    def fingerprint(self, encode: Callable[[list[str]], Float32]) -> str:
+        """What tells models, settings and instruction sets apart: the bits of one embedding."""
+        return f"{self.max_length} {hashlib.sha256(encode([PROBE]).tobytes()).hexdigest()}"
 
     @overload
     def forward(

@@ -148,7 +148,9 @@ def _default_prompt(path: Path) -> str:
     if name is None:
         return ""
     prompts = config.get("prompts")
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    prompt = None
+    if isinstance(prompts, dict) and isinstance(name, str):
+        prompt = prompts.get(name)
     if not isinstance(prompt, str):
         raise ValueError(f"{file}: default_prompt_name is {name!r}, which prompts does not have")
     return prompt

@@ -79,6 +79,7 @@ class TextTokenizer:
         """
         file = directory / "tokenizer_config.json"
         config = read_json(file) if file.is_file() else {}
+        _check_config(config, file)
         if (directory / "tokenizer.json").is_file():
             tokenizer = read_tokenizer(directory / "tokenizer.json", vocab_size)
             _apply_config(tokenizer, config)
@@ -99,10 +100,7 @@ class TextTokenizer:
             max_length = int(limit)
         truncation = tokenizer.truncation or {}
         side = config.get("truncation_side", truncation.get("direction", "right"))
-        if any(tokenizer.encode("a").type_ids):
-            raise ValueError(
-                f"{directory}: the tokenizer gives tokens of a single text other types than 0"
-            )
+        _try(tokenizer, directory)
         return cls(tokenizer, max_length, side)
 
     def __call__(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> list[Int64]:
@@ -133,6 +131,8 @@ class TextTokenizer:
             check_text("encode: prompt", prompt)
             self._check(texts, first)
             raise
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"encode: the tokenizer failed: {error}") from error
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def _check(self, texts: Sequence[str], first: int) -> None:
@@ -166,6 +166,31 @@ def _check_size(tokenizer: Any, file: Path, vocab_size: int) -> None:
         )
 
 
+def _check_config(config: dict[str, Any], file: Path) -> None:
+    flags = (True, False, None)
+    for name, values in (
+        ("truncation_side", ("left", "right")),
+        *((name, flags) for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")),
+    ):
+        value = config.get(name, values[0])
+        if not any(value is allowed or value == allowed for allowed in values):
+            raise ValueError(f"{file}: {name} must be one of {values}, got {value!r}")
+
+
+def _try(tokenizer: Any, directory: Path) -> None:
+    """What is wrong with a tokenizer should show when it is loaded."""
+    try:
+        types = tokenizer.encode("a").type_ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust code is no Exception
+        raise ValueError(f"{directory}: broken tokenizer: {error}") from error
+    if any(types):
+        raise ValueError(
+            f"{directory}: the tokenizer gives tokens of a single text other types than 0"
+        )
+
+
 def _apply_config(tokenizer: Any, config: dict[str, Any]) -> None:
     """What tokenizer_config.json says about a BERT's normaliser counts, as in transformers."""
     normalizers = require("tokenizers.normalizers", "text", "loading a model")
@@ -173,9 +198,9 @@ def _apply_config(tokenizer: Any, config: dict[str, Any]) -> None:
     if isinstance(old, normalizers.BertNormalizer):
         tokenizer.normalizer = normalizers.BertNormalizer(
             clean_text=old.clean_text,
-            handle_chinese_chars=config.get("tokenize_chinese_chars", old.handle_chinese_chars),
+            handle_chinese_chars=_flag(config, "tokenize_chinese_chars", old.handle_chinese_chars),
             strip_accents=config.get("strip_accents", old.strip_accents),
-            lowercase=config.get("do_lower_case", old.lowercase),
+            lowercase=_flag(config, "do_lower_case", old.lowercase),
         )
 
 
@@ -199,9 +224,9 @@ def _from_vocabulary(file: Path, config: dict[str, Any], vocab_size: int) -> Any
     )
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        handle_chinese_chars=_flag(config, "tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),  # null: when lower-casing
+        lowercase=_flag(config, "do_lower_case", True),
     )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -212,6 +237,11 @@ def _from_vocabulary(file: Path, config: dict[str, Any], vocab_size: int) -> Any
     tokenizer.add_special_tokens([token for token in names.values() if token in vocabulary])
     _check_size(tokenizer, file, vocab_size)
     return tokenizer
+
+
+def _flag(config: dict[str, Any], name: str, otherwise: bool) -> bool:
+    value = config.get(name)
+    return otherwise if value is None else bool(value)
 
 
 def _content(token: Any) -> str:

@@ -135,7 +135,8 @@ class AbsoluteEncoder(Network):
     def __init__(
         self, embeddings: Embeddings, blocks: list[EncoderBlock], *, padding_id: int | None = None
     ) -> None:
-        assert embeddings.positions is not None
+        if embeddings.positions is None:
+            raise ValueError("there must be at least one position")
         self.embeddings = embeddings
         self.encoder = Encoder(blocks)
         self.vocab_size, self.d_model = embeddings.words.state_shapes()["weight"]
