@@ -282,12 +282,10 @@ def run(
         return result
     finally:
         result.left_out = case.left_out
-    limits.around(workload.traffic)
+    before = limits.now(workload.traffic)
     timings = measure(case, budget)
-    limits.around(workload.traffic)
-    result.peak_then = max(limits.fma[-2:])
-    result.peak_gflops = limits.peak_fma
-    result.peak_gbps = limits.bandwidth(workload.traffic)
+    after = limits.now(workload.traffic)
+    result.peak_gflops, result.peak_gbps = map(max, before, after)
     result.ways = {name: Way(timings[name], errors.get(name)) for name in timings}
     return result
 

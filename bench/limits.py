@@ -95,35 +95,26 @@ class Traffic:
 
 
 class Limits:
-    """Measures limits and remembers the best: neighbours on the host can only lower them."""
+    """Measures limits with the instructions of `isa`, on `threads` threads."""
 
     def __init__(self, isa: str, threads: int) -> None:
         self.isa = isa
         self.threads = threads
-        self.fma: list[float] = []  # GFLOP/s, every measurement in order
-        self.bandwidths: dict[tuple[str, int], float] = {}  # GB/s by stream and megabytes
 
-    def measure_fma(self) -> float:
-        self.fma.append(_run(self.isa, "flops", self.threads))
-        return self.fma[-1]
+    def now(self, traffic: Traffic) -> tuple[float, float]:
+        """GFLOP/s, and GB/s of that traffic, at this moment.
 
-    def measure_bandwidth(self, stream: str, megabytes: int) -> float:
-        found = _run(self.isa, stream, self.threads, megabytes)
-        best = max(found, self.bandwidths.get((stream, megabytes), 0.0))
-        self.bandwidths[stream, megabytes] = best
-        return best
+        Clocks and, in a virtual machine, memory differ by a tenth and more from minute to minute: a
+        workload is compared with what was measured right before and after it.
+        """
+        return (
+            _run(self.isa, "flops", self.threads),
+            _run(self.isa, traffic.stream, self.threads, traffic.megabytes),
+        )
 
-    def around(self, traffic: Traffic) -> None:
-        """Before and after a workload."""
-        self.measure_fma()
-        self.measure_bandwidth(traffic.stream, traffic.megabytes)
-
-    @property
-    def peak_fma(self) -> float:
-        return max(self.fma)
-
-    def bandwidth(self, traffic: Traffic) -> float:
-        return self.bandwidths[traffic.stream, traffic.megabytes]
+    def memory(self) -> dict[str, float]:
+        """GB/s of every stream with data that no cache holds."""
+        return {s: _run(self.isa, s, self.threads, MEMORY_MEGABYTES) for s in STREAMS}
 
 
 def disturbed(peaks: Sequence[float]) -> bool:

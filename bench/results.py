@@ -80,9 +80,8 @@ class Result:
     ways: dict[str, Way] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     failure: str | None = None  # our answer was wrong: nothing was timed
-    peak_gflops: float = 0.0  # the limits, as good as this run saw them
+    peak_gflops: float = 0.0  # the limits: the better of those before and after
     peak_gbps: float = 0.0
-    peak_then: float = 0.0  # FMA peak around this workload, to tell a disturbed minute
 
     # ---- ways and rivals -------------------------------------------------------------------------
 
@@ -234,19 +233,6 @@ class Run:
     def failures(self) -> list[Result]:
         return [r for r in self.results if r.failure is not None]
 
-    def share_limits(self) -> None:
-        """The highest peak of the run is the limit for all of it; so is the highest bandwidth for
-        as many bytes."""
-        timed = [r for r in self.results if r.failure is None]
-        peak = max((r.peak_gflops for r in timed), default=0.0)
-        bandwidths: dict[tuple[str, int], float] = {}
-        for r in timed:
-            key = r.stream, round(r.total_bytes / 1e6)
-            bandwidths[key] = max(r.peak_gbps, bandwidths.get(key, 0.0))
-        for r in timed:
-            r.peak_gflops = peak
-            r.peak_gbps = bandwidths[r.stream, round(r.total_bytes / 1e6)]
-
 
 def write(path: Path, run: Run) -> None:
     document = {"schema": SCHEMA, **asdict(run)}
@@ -302,5 +288,4 @@ def merged(runs: Iterable[Run]) -> Run:
         together.threads = run.threads or together.threads
         together.beside = run.beside or together.beside
     together.results = list(by_name.values())
-    together.share_limits()
     return together

@@ -53,7 +53,6 @@ def result_of(name="a workload", **times):
         },
         peak_gflops=100.0,
         peak_gbps=0.1,
-        peak_then=100.0,
     )
 
 
@@ -329,7 +328,6 @@ def full_run():
             result.failure, result.ways = "is off by 1", {}
         results.append(result)
     run = run_of(*results)
-    run.share_limits()
     return run
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -260,7 +261,10 @@ def test_short_training_writes_a_whole_checkpoint(short_run):
     )
     held_out = data.held_out_pairs(train_zh_en.SHORT.held_out_pairs)
     assert fields["held_out_sha256"] == data.fingerprint(held_out)
-    assert train_zh_en.evaluate(model, held_out, source, target) == score
+    again = train_zh_en.evaluate(model, held_out, source, target)
+    # A gap between two logits: torch's products round with where the weights lie in memory.
+    assert again.margin == pytest.approx(score.margin, abs=1e-4)
+    assert replace(again, margin=score.margin) == score
 
 
 def test_batches_hold_every_example_once_per_epoch():

@@ -40,7 +40,7 @@ typedef float Vec __attribute__((vector_size(kBytes)));
 
 // FMA latency 4 x 2 units is 8 in flight; 12 leave a margin and fit 16 registers with two operands.
 constexpr int kChains = 12;
-constexpr int64_t kSteps = 1 << 20;
+constexpr int64_t kSteps = 1 << 23;
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

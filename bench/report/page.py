@@ -111,7 +111,7 @@ def _warnings(run: Run) -> str:
     notes = [
         f"Not timed, because the answer is not good enough: {r.failure}." for r in run.failures
     ]
-    peaks = [result.peak_then for result in run.measured]
+    peaks = [result.peak_gflops for result in run.measured]
     if disturbed(peaks):
         notes.append(
             f"The machine was disturbed: the peak of {max(peaks):.0f} GFLOP/s fell to "

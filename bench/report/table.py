@@ -122,7 +122,7 @@ def _print_processes(run: Run) -> None:
 
 
 def _print_summary(run: Run) -> None:
-    peaks = [result.peak_then for result in run.results if result.failure is None]
+    peaks = [result.peak_gflops for result in run.results if result.failure is None]
     if peaks:
         print(f"the run took {run.machine.get('seconds', 0)} s")
         print(f"FMA peak {max(peaks):.0f} GFLOP/s; lowest around a workload {min(peaks):.0f}")

@@ -5,6 +5,7 @@ Mistakes of the user come back as one line and exit status 1 (2 for wrong option
 traceback.
 """
 
+import os
 import subprocess
 import sys
 import warnings
