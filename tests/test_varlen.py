@@ -202,7 +202,7 @@ def test_varlen_equals_the_oracle(data, seed):
 
 
 def test_weights_of_short_sequences_are_written(random):
-    """Ragged weights lie in arrays of their own; the kernel for short sequences passed over them."""
+    """Ragged weights lie in arrays of their own; short sequences once passed over them."""
     lengths = [5, 3, 14]
     bounds = np.cumsum([0, *lengths])
     query, key, value = (random.normal(bounds[-1], 4, 16) for _ in range(3))

@@ -168,6 +168,27 @@ void panel(benchmark::State& state, const Isa& isa, int64_t kv_len, int64_t dim)
   loop(state, work, isa, [&] { isa.panel->run(one.head, 0, scratch.data); });
 }
 
+// As many heads of short sequences as fill the lanes, all of one length.
+void short_heads(benchmark::State& state, const Isa& isa, int64_t length, int64_t dim) {
+  const ShortKernels& kernels = *isa.short_sequences;
+  const Head all(kernels.group * length, kernels.group * length, dim);
+  const Floats scratch(static_cast<int64_t>(kernels.scratch), false);
+  HeadGroup group;
+  group.shared = all.head;
+  group.shared.q_len = group.shared.kv_len = length;
+  group.count = kernels.group;
+  for (int h = 0; h < group.count; ++h) {
+    const int64_t at = h * length * dim;
+    group.query[h] = all.query.data + at;
+    group.key[h] = all.key.data + at;
+    group.value[h] = all.value.data + at;
+    group.out[h] = all.out.data + at;
+    group.weights[h] = group.lse[h] = nullptr;
+  }
+  const Work work{4.0 * kernels.group * static_cast<double>(length * length * dim), 0, 0};
+  loop(state, work, isa, [&] { kernels.run(group, nullptr, scratch.data); });
+}
+
 void decode(benchmark::State& state, const Isa& isa, int64_t heads, int64_t dim) {
   const int64_t keys = isa.decode->split;
   const Head one(heads, keys, dim);
@@ -177,7 +198,7 @@ void decode(benchmark::State& state, const Isa& isa, int64_t heads, int64_t dim)
     group[h].q_len = 1;
   }
   const Floats states(heads * (2 + dim), false);
-  const Floats scratch(static_cast<int64_t>(isa.decode->scratch(heads)), false);
+  const Floats scratch(static_cast<int64_t>(isa.decode->scratch(heads, dim)), false);
   const Work work{4.0 * static_cast<double>(heads * keys * dim), 8.0 * static_cast<double>(keys * dim), 0};
   loop(state, work, isa, [&] { isa.decode->piece({group.data(), heads}, 0, states.data, scratch.data); });
 }
@@ -242,6 +263,10 @@ void add_attention(const Isa& isa) {
     for (int64_t kv_len : {16, 128, 512}) {
       add(concat(isa.panel->name, "/keys:", kv_len, "/dim:", dim),
           [=, &isa](benchmark::State& state) { panel(state, isa, kv_len, dim); });
+    }
+    for (int64_t length : {2, 5, 12}) {
+      add(concat(isa.short_sequences->name, "/length:", length, "/dim:", dim),
+          [=, &isa](benchmark::State& state) { short_heads(state, isa, length, dim); });
     }
     for (int64_t heads : {1, 4}) {
       add(concat(isa.decode->name, "/heads:", heads, "/keys:", isa.decode->split, "/dim:", dim),
