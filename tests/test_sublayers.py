@@ -162,13 +162,32 @@ def test_blocks(random, batch, length, norm_first):
     assert_same_bits(x, before, "the input")
 
 
+def test_single_tokens_beside_a_sequence_that_fills_the_scratch(random):
+    """The threads share every step then, round by round. A round of single tokens alone is not a
+    call of single tokens alone, which rounds differently."""
+    long, singles = 400_000, 40
+    x = random.normal(long + singles, 16)
+    bounds = np.concatenate([[0], np.arange(long, long + singles + 1)])
+    # One query sees one key: nothing rounds but the projections, so a memory makes it a test.
+    memory = random.normal(1 + 300 * singles, 16)
+    memory_bounds = np.concatenate([[0], 1 + 300 * np.arange(singles + 1)])
+    cross = shaken(fm.MultiHeadAttention(16, 2, seed=1))
+    out = cross(x, memory, cu_seqlens=bounds, cu_seqlens_k=memory_bounds)
+    pair = np.concatenate([x[:2], x[long:]])
+    pair_bounds = np.concatenate([[0], np.arange(2, 2 + singles + 1)])
+    alone = cross(pair, memory, cu_seqlens=pair_bounds, cu_seqlens_k=memory_bounds)
+    assert_same_bits(out[long:], alone[2:])
+
+
 def test_wrong_calls(random):
     feed = FeedForward(8, 16, seed=0)
     mha = fm.MultiHeadAttention(8, 2, seed=0)
     x = random.normal(2, 3, 8)
-    for f in (feed, mha):
-        with pytest.raises(ValueError, match=r"x must have 8 features .* got shape \(2, 3, 7\)"):
+    for f, name in (feed, "x"), (mha, "query"):
+        with pytest.raises(ValueError, match=rf"{name} must have 8 features .*\(2, 3, 7\)"):
             f(x[..., :7])
+        with pytest.raises(TypeError, match=r"LayerNorm or None, got tuple"):
+            f(x, norm_before=(np.ones(8, np.float32), None, 1e-6))
         with pytest.raises(TypeError, match=r"x must be float32, got float64; cast it"):
             f(x.astype(np.float64))
         with pytest.raises(ValueError, match=r"residual must have shape \(2, 3, 8\)"):

@@ -38,7 +38,7 @@ void run_attention(const AttentionPlan& plan) {
   int64_t longest = 0;
   for (int64_t n = 0; n < (ragged ? plan.batch : 1); ++n) longest = std::max(longest, plan.q_len_of(n));
   if (longest == 0) return;
-  if (longest == 1) {
+  if (longest == 1 && !plan.among_longer) {
     run_decode(plan, *isa.decode);
     return;
   }

@@ -29,6 +29,7 @@ struct AttentionPlan {
   int64_t weights_sequence_stride = 0, weights_head_stride = 0;
   int64_t lse_sequence_stride = 0, lse_head_stride = 0;
   float* const* varlen_weights = nullptr;
+  bool among_longer = false;  // part of a call that has longer sequences: single queries are no decoding here
   const ShortKernels* left_to_short = nullptr;  // run_panels leaves out the sequences that these take
 
   int64_t group() const { return heads / kv_heads; }

@@ -38,6 +38,11 @@ struct Call {
   int64_t heads, kv_heads, head_dim;
   Sequences queries, keys;
 
+  int64_t longest() const {  // in queries
+    int64_t rows = 0;
+    for (int64_t n = 0; n < queries.count; ++n) rows = std::max(rows, queries.rows_of(n, n + 1));
+    return rows;
+  }
   bool over_memory() const { return kv_proj != nullptr; }
   int64_t query_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }
@@ -105,9 +110,11 @@ AttentionPlan plan_heads(const Call& call, const MutableView& projected, const M
 }
 
 // Sequences [first, last) from x to out. scratch is Scratch::floats and what attention needs; bounds has room
-// for 2 (last - first + 1) entries.
+// for 2 (last - first + 1) entries. longest: of all sequences of the call, whose single queries round differently
+// when there is nothing else.
 template <class Steps>
-void run_sequences(const Call& call, int64_t first, int64_t last, float* scratch, int64_t* bounds) {
+void run_sequences(const Call& call, int64_t longest, int64_t first, int64_t last, float* scratch,
+                   int64_t* bounds) {
   const Sequences queries = part_of(call.queries, first, last, bounds);
   const Sequences keys =
       call.over_memory() ? part_of(call.keys, first, last, bounds + (last - first + 1)) : queries;
@@ -131,7 +138,9 @@ void run_sequences(const Call& call, int64_t first, int64_t last, float* scratch
     Steps::linear(*call.kv_proj, Steps::normalised({}, memory, staged_memory), kv, {});
   }
   const int64_t* lengths = call.params.key_lengths == nullptr ? nullptr : call.params.key_lengths + first;
-  Steps::attention(plan_heads(call, projected, kv, attended, queries, keys, lengths), scratch + at.floats);
+  AttentionPlan plan = plan_heads(call, projected, kv, attended, queries, keys, lengths);
+  plan.among_longer = longest > 1;
+  Steps::attention(plan, scratch + at.floats);
   Steps::linear(call.out_proj, attended, out, rows_of(call.params.residual, first_row, queries.rows));
   Steps::normalise(call.params.norm_after, out);
 }
@@ -191,36 +200,33 @@ struct Slices {
 size_t line_bytes(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Each thread takes slices of the batch through all steps.
-void run_slices(const Call& call, const Slices& slices, int threads) {
+void run_slices(const Call& call, int64_t longest, const Slices& slices, int threads) {
   const Scratch largest(call, slices.query_rows, slices.key_rows);
   const size_t floats = static_cast<size_t>(largest.floats) + attend_scratch(call.head_dim, call.head_dim);
   const size_t bytes = line_bytes(floats * sizeof(float));
   const Workspace scratch(threads, bytes + slices.bounds_bytes());
   parallel_for(slices.count(), threads, [&](int64_t slice, int thread) {
     char* mine = scratch.slice<char>(thread);
-    run_sequences<Here>(call, slices.starts[slice], slices.starts[slice + 1], reinterpret_cast<float*>(mine),
-                        reinterpret_cast<int64_t*>(mine + bytes));
+    run_sequences<Here>(call, longest, slices.starts[slice], slices.starts[slice + 1],
+                        reinterpret_cast<float*>(mine), reinterpret_cast<int64_t*>(mine + bytes));
   });
 }
 
 // All threads share every step, of as many sequences at a time as the scratch memory is meant for.
-void run_shared(const Call& call, const Slices& rounds) {
+void run_shared(const Call& call, int64_t longest, const Slices& rounds) {
   const Scratch largest(call, rounds.query_rows, rounds.key_rows);
   const size_t bytes = line_bytes(static_cast<size_t>(largest.floats) * sizeof(float));
   const Workspace scratch(1, bytes + rounds.bounds_bytes());
   char* mine = scratch.slice<char>(0);
   for (int64_t round = 0; round < rounds.count(); ++round) {
-    run_sequences<Shared>(call, rounds.starts[round], rounds.starts[round + 1],
+    run_sequences<Shared>(call, longest, rounds.starts[round], rounds.starts[round + 1],
                           reinterpret_cast<float*>(mine), reinterpret_cast<int64_t*>(mine + bytes));
   }
 }
 
 void run(const Call& call) {
   const int64_t rows = call.queries.rows + (call.over_memory() ? call.keys.rows : 0);
-  int64_t longest = 0;
-  for (int64_t n = 0; n < call.queries.count; ++n) {
-    longest = std::max(longest, call.queries.rows_of(n, n + 1));
-  }
+  const int64_t longest = call.longest();
   if (longest == 0) return;
 
   const GemmKernels& kernels = call.in_proj.weight.kernels();
@@ -237,9 +243,9 @@ void run(const Call& call) {
   const int64_t largest = Scratch(call, slices.query_rows, slices.key_rows).floats;
   const bool fits = largest * static_cast<int64_t>(sizeof(float)) <= kMostBytes;
   if (longest > 1 && (threads == 1 || slices.even(call, threads)) && (fits || slices.count() == 1)) {
-    return run_slices(call, slices, threads);
+    return run_slices(call, longest, slices, threads);
   }
-  run_shared(call, Slices(call, std::max<int64_t>(1, kMostBytes * threads / row_bytes)));
+  run_shared(call, longest, Slices(call, std::max<int64_t>(1, kMostBytes * threads / row_bytes)));
 }
 
 // ---- checks ------------------------------------------------------------------------------------------------

@@ -258,24 +258,7 @@ class MultiHeadAttention(Module):
             Shapes that do not fit, or arguments that exclude each other. The cache is as it was
             before.
         """
-        check_array("MultiHeadAttention", "query", query)
-        if cache is not None and not isinstance(cache, KVCache):
-            raise TypeError(
-                f"MultiHeadAttention: cache must be a KVCache, got {type(cache).__name__}; make "
-                "one: fm.KVCache(batch, num_kv_heads, capacity, head_dim)"
-            )
-        if cu_seqlens_k is not None and (cu_seqlens is None or key is None):
-            raise ValueError(
-                "MultiHeadAttention: cu_seqlens_k is for ragged keys: give cu_seqlens and key with "
-                "it, or leave it out"
-            )
-        if cu_seqlens is not None and not (
-            attn_mask is None and key_lengths is None and cache is None
-        ):
-            raise ValueError(
-                "MultiHeadAttention: cu_seqlens (ragged input) does not go with attn_mask, "
-                "key_lengths or cache"
-            )
+        self._check_call(query, key, attn_mask, key_lengths, cu_seqlens, cu_seqlens_k, cache)
         plain = attn_mask is None and cache is None and not return_weights
         if plain and self._made_from_one_input(key, value):
             return self._attend_fused(
@@ -319,36 +302,68 @@ class MultiHeadAttention(Module):
             return (result[0][0], result[1][0]) if return_weights else result[0]
 
         q, k, v = self._project(query, key, value, 3)
-        if cache is None:
-            out = _core.empty(q.shape)  # (batch, q_len, heads, head_dim)
-            attended = scaled_dot_product_attention(
-                q.transpose(0, 2, 1, 3),
-                k.transpose(0, 2, 1, 3),
-                v.transpose(0, 2, 1, 3),
+        if cache is not None:
+            return self._step(
+                q,
+                k,
+                v,
+                cache,
                 attn_mask,
-                is_causal=is_causal,
-                key_lengths=key_lengths,
-                return_weights=return_weights,
-                out=out.transpose(0, 2, 1, 3),
+                is_causal,
+                key_lengths,
+                residual,
+                norm_after,
+                return_weights,
             )
-            joined, weights = self._join(
-                (out, attended[1] if return_weights else None), residual, norm_after, True
+        out = _core.empty(q.shape)  # (batch, q_len, heads, head_dim)
+        attended = scaled_dot_product_attention(
+            q.transpose(0, 2, 1, 3),
+            k.transpose(0, 2, 1, 3),
+            v.transpose(0, 2, 1, 3),
+            attn_mask,
+            is_causal=is_causal,
+            key_lengths=key_lengths,
+            return_weights=return_weights,
+            out=out.transpose(0, 2, 1, 3),
+        )
+        weights = attended[1] if return_weights else None
+        joined = self._join(out, residual, norm_after, False)
+        if key is None and key_lengths is not None:
+            padding = ~valid_rows(np.asarray(key_lengths), query.shape[1])
+            joined[padding] = 0
+            if weights is not None:
+                weights.transpose(0, 2, 1, 3)[padding] = 0
+        return (joined, weights) if return_weights else joined
+
+    def _check_call(
+        self,
+        query: Float32,
+        key: Float32 | None,
+        attn_mask: Bool | Float32 | None,
+        key_lengths: Lengths | None,
+        cu_seqlens: Lengths | None,
+        cu_seqlens_k: Lengths | None,
+        cache: KVCache | None,
+    ) -> None:
+        """Arguments that exclude each other."""
+        check_array("MultiHeadAttention", "query", query)
+        if cache is not None and not isinstance(cache, KVCache):
+            raise TypeError(
+                f"MultiHeadAttention: cache must be a KVCache, got {type(cache).__name__}; make "
+                "one: fm.KVCache(batch, num_kv_heads, capacity, head_dim)"
             )
-            if key is None and key_lengths is not None:
-                padding = ~valid_rows(np.asarray(key_lengths), query.shape[1])
-                joined[padding] = 0
-                if weights is not None:
-                    weights.transpose(0, 2, 1, 3)[padding] = 0
-            return (joined, weights) if return_weights else joined
-        before = cache._lengths.copy()
-        try:
-            attended = self._attend_cached(
-                q, k, v, cache, before, attn_mask, is_causal, key_lengths, return_weights
+        if cu_seqlens_k is not None and (cu_seqlens is None or key is None):
+            raise ValueError(
+                "MultiHeadAttention: cu_seqlens_k is for ragged keys: give cu_seqlens and key with "
+                "it, or leave it out"
             )
-            return self._join(attended, residual, norm_after, return_weights)
-        except BaseException:  # nothing is changed by a call that fails, or that is interrupted
-            cache._lengths[:] = before
-            raise
+        if cu_seqlens is not None and not (
+            attn_mask is None and key_lengths is None and cache is None
+        ):
+            raise ValueError(
+                "MultiHeadAttention: cu_seqlens (ragged input) does not go with attn_mask, "
+                "key_lengths or cache"
+            )
 
     def _made_from_one_input(self, key: Float32 | None, value: Float32 | None) -> bool:
         """Whether keys and values come out of one product, of `query` or of `key`."""
@@ -372,8 +387,11 @@ class MultiHeadAttention(Module):
         ndim = 2 if cu_seqlens is not None or query.ndim == 2 else 3
         if query.ndim != ndim:
             self._wrong_rank("query", query, ndim)
-        if key is not None and key.ndim != ndim:
-            self._wrong_rank("key", key, ndim)
+        self._check_width("query", query, self.embed_dim)
+        if key is not None:
+            if key.ndim != ndim:
+                self._wrong_rank("key", key, ndim)
+            self._check_width("key", key, self.kdim)
         in_proj = self._in_proj
         out = _core.multi_head_attention(
             in_proj.part("qkv" if key is None else "q")._packed,
@@ -464,9 +482,40 @@ class MultiHeadAttention(Module):
             v.reshape(*v.shape[:-1], kv_heads, head_dim),
         )
 
+    def _check_width(self, name: str, x: Float32, width: int) -> None:
+        if x.shape[-1] != width:
+            raise ValueError(
+                f"MultiHeadAttention: {name} must have {width} features on its last axis, "
+                f"got {x.shape}"
+            )
+
     def _wrong_rank(self, name: str, x: Float32, ndim: int) -> NoReturn:
         shape = "(total, width) with cu_seqlens" if ndim == 2 else "(batch, length, width)"
         raise ValueError(f"MultiHeadAttention: {name} must be {shape}, got {x.shape}")
+
+    def _step(
+        self,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        cache: KVCache,
+        attn_mask: Bool | Float32 | None,
+        is_causal: bool,
+        key_lengths: Lengths | None,
+        residual: Float32 | None,
+        norm_after: LayerNorm | None,
+        return_weights: bool,
+    ) -> Any:
+        """The next positions of every sequence of a cache, or, when anything fails, none."""
+        before = cache._lengths.copy()
+        try:
+            attended = self._attend_cached(
+                q, k, v, cache, before, attn_mask, is_causal, key_lengths, return_weights
+            )
+            return self._join(attended, residual, norm_after, return_weights)
+        except BaseException:  # nothing is changed by a call that fails, or that is interrupted
+            cache._lengths[:] = before
+            raise
 
     def _attend_cached(
         self,

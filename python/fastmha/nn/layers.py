@@ -187,7 +187,14 @@ class LayerNorm(Module):
     @staticmethod
     def fused(norm: "LayerNorm | None") -> "tuple[Float32, Float32 | None, float] | None":
         """What an operation needs that normalises on its way."""
-        return None if norm is None else (norm.weight, norm.bias, norm.eps)
+        if norm is None:
+            return None
+        if not isinstance(norm, LayerNorm):  # an RMS norm has a weight, too
+            raise TypeError(
+                "norm_before and norm_after must be a fastmha.LayerNorm or None, "
+                f"got {type(norm).__name__}"
+            )
+        return norm.weight, norm.bias, norm.eps
 
     def _own_shapes(self) -> dict[str, Shape]:
         return {name: array.shape for name, array in self._own_state().items()}
