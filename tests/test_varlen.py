@@ -212,3 +212,25 @@ def test_weights_of_short_sequences_are_written(random):
         q, k, v = (x[rows].transpose(1, 0, 2) for x in (query, key, value))
         _, alone = fm.scaled_dot_product_attention(q, k, v, return_weights=True)
         np.testing.assert_array_equal(weights[n], alone, f"sequence {n} of length {length}")
+
+
+def test_empty_sequences_among_many_short_ones(random):
+    """So many that results go past the caches and what comes next is fetched: nothing was divided
+    into no steps."""
+    lengths = [0, 0, *[5] * 400, 0, *[3] * 300, 0]
+    bounds = np.cumsum([0, *lengths])
+    q, k, v = (random.normal(bounds[-1], 8, 320) for _ in range(3))
+    out = fm.varlen_attention(q, k, v, bounds)
+    few = fm.varlen_attention(q[:13], k[:13], v[:13], [0, 5, 10, 13])
+    np.testing.assert_array_equal(out[:10], few[:10])
+    last = slice(bounds[-1] - 3, bounds[-1])
+    alone = fm.varlen_attention(q[last], k[last], v[last], [0, 3])
+    np.testing.assert_array_equal(out[last], alone)
+
+
+@pytest.mark.parametrize("slope", [np.nan, np.inf, 3e38])
+def test_slopes_that_are_no_numbers_are_refused(random, slope):
+    q = random.normal(4, 2, 8)
+    slopes = np.array([0.5, slope], np.float32)
+    with pytest.raises(ValueError, match=r"alibi_slopes must be finite and at most 2\.3e38"):
+        fm.varlen_attention(q, q, q, [0, 4], alibi_slopes=slopes)

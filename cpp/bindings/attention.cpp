@@ -120,26 +120,29 @@ py::object results(py::object out, py::object weights, py::object lse) {
   return py::make_tuple(out, weights, lse);
 }
 
-// Below this many multiply-adds (about 5 us) a call keeps the GIL: giving it up and taking it back costs 0.1 us, and more
+// Below this much work (about 5 us) a call keeps the GIL: giving it up and taking it back costs 0.1 us, and more
 // when another thread is waiting for it, which then has to be woken.
-constexpr double kBriefCall = 200e3;
+constexpr double kBriefCall = 200e3;  // multiply-adds
+// What a row of queries costs beside its products, most of it for the panel that it is in.
+constexpr double kRowWork = 2000;
 
 // Releases the GIL, unless the call is brief.
 class Release {
  public:
-  explicit Release(double multiply_adds) {
-    if (multiply_adds > kBriefCall) release_.emplace();
+  explicit Release(double work) {
+    if (work > kBriefCall) release_.emplace();
   }
 
  private:
   std::optional<py::gil_scoped_release> release_;
 };
 
-double multiply_adds(const ConstView& query, const ConstView& key, const ConstView& value) {
+double work_of(const ConstView& query, const ConstView& key, const ConstView& value) {
   const int last = query.rank - 1;
-  return static_cast<double>(query.size()) * static_cast<double>(key.shape[last - 1]) *
-         (1.0 + static_cast<double>(value.shape[last]) /
-                    static_cast<double>(std::max<int64_t>(1, query.shape[last])));
+  const double rows =
+      static_cast<double>(query.size()) / static_cast<double>(std::max<int64_t>(1, query.shape[last]));
+  return rows * (kRowWork + static_cast<double>(key.shape[last - 1]) *
+                                static_cast<double>(query.shape[last] + value.shape[last]));
 }
 
 py::object scaled_dot_product_attention(PyObject* const* arguments) {
@@ -187,7 +190,7 @@ py::object scaled_dot_product_attention(PyObject* const* arguments) {
   {
     // Every shape, length and offset is checked or copied; the arrays are kept alive by the caller's
     // references.
-    const Release release(multiply_adds(q.view, k.view, v.view));
+    const Release release(work_of(q.view, k.view, v.view));
     fastmha::scaled_dot_product_attention(with_four_axes(q.view), with_four_axes(k.view),
                                           with_four_axes(v.view), with_four_axes(o.view), params);
   }

@@ -84,7 +84,7 @@ class Pool {
         if (idle_bytes_ <= bytes) return released;
         oldest = remove(0);
       }
-      munmap(oldest.memory, oldest.bytes);  // a millisecond for 50 MB: nobody waits for it
+      munmap(oldest.memory, oldest.bytes);  // a millisecond for 50 MB, outside the lock
       released += oldest.bytes;
     }
   }

@@ -37,7 +37,7 @@ void bind_runtime(py::module_& module) {
     facts["idle_memory"] = idle_memory();
     return facts;
   });
-  module.def("release_memory", &release_idle_memory);
+  module.def("release_memory", &release_idle_memory, py::call_guard<py::gil_scoped_release>());
   module.def("empty", &result_array);
 }
 

@@ -70,7 +70,7 @@ class Ahead {
     if (next_ == nullptr) return;
     first_rows_ = values ? next_->shared.kv_len : next_->shared.q_len;
     rows_ = values ? first_rows_ : first_rows_ + next_->shared.kv_len;
-    share_ = (rows_ * next_->count + steps - 1) / steps;
+    share_ = (rows_ * next_->count + steps - 1) / larger(1, steps);
   }
   FASTMHA_INLINE void step() {
     if (next_ == nullptr) return;
@@ -316,7 +316,7 @@ void hide_scores(const AttentionHead& head, int64_t row, Scratch& s) {
   }
 }
 
-// As softmax_block and write_output in attention_panel.cpp, for one block of keys.
+// As raise_maximum, weigh_scores and write_output in attention_panel.cpp, for one block of keys.
 void softmax_row(int64_t keys, int64_t row, Scratch& s) {
   Vec top = Vec::set1(-kInfinity), sum = Vec::zero();
   // In this order a NaN score leaves the maximum alone; its own weight becomes NaN below.
@@ -337,8 +337,8 @@ void compute_output(const HeadGroup& group, bool hides, const Scratch& s, int h)
   const AttentionHead& head = group.shared;
   if (hides) {  // query by query: a hidden value row is not read
     for (int64_t i = 0; i < head.q_len; ++i) {
-      const int64_t low = low_of(head, i);
-      output_rows<1>(group, s, h, i, low, larger(low, high_of(head, i)));
+      const int64_t high = high_of(head, i);
+      output_rows<1>(group, s, h, i, smaller(low_of(head, i), high), high);
     }
     return;
   }

@@ -28,7 +28,7 @@
 
 #define FASTMHA_CONCAT_(a, b) a##_##b
 #define FASTMHA_CONCAT(a, b) FASTMHA_CONCAT_(a, b)
-// The one symbol that a kernel object exports: fastmha_gemm_avx2, fastmha_attention_generic, ...
+// The one symbol that a kernel object exports: fastmha_gemm_avx2, fastmha_panel_generic, ...
 #define FASTMHA_KERNEL_SYMBOL(family) FASTMHA_CONCAT(fastmha_##family, FASTMHA_KERNEL_ISA)
 #define FASTMHA_STRINGIZE_(x) #x
 #define FASTMHA_STRINGIZE(x) FASTMHA_STRINGIZE_(x)

@@ -1,8 +1,9 @@
 // Attention: the public operations.
 //
 // The unit of work is one panel of queries of one head of one sequence. Dense, padded, ragged and cached
-// inputs differ only in how a unit's pointers, strides and lengths are found (attention_plan.h). Calls with a
-// single query per sequence take the decode kernels instead, which split the keys.
+// inputs differ only in how a unit's pointers, strides and lengths are found (attention_plan.h). Heads of short
+// sequences are computed in groups, to the same bits. Calls with a single query per sequence take the decode kernels
+// instead, which split the keys.
 #include "fastmha/attention.h"
 
 #include <algorithm>
@@ -55,7 +56,7 @@ void run_attention(const AttentionPlan& plan) {
 
 size_t attend_scratch(int64_t head_dim, int64_t value_dim) {
   const Isa& isa = active_isa();
-  return std::max(isa.panel->scratch(head_dim, value_dim), static_cast<size_t>(isa.short_sequences->scratch));
+  return std::max(isa.panel->scratch(head_dim, value_dim), isa.short_sequences->scratch);
 }
 
 void attend_here(const AttentionPlan& plan, float* scratch) {

@@ -12,6 +12,8 @@ namespace fastmha {
 namespace {
 
 constexpr double kLog2e = 1.44269504088896341;
+// What scores are multiplied by must still be a float when it is multiplied by log2(e).
+constexpr double kLargestFactor = std::numeric_limits<float>::max() / kLog2e;
 // Far beyond any sequence, and far enough from overflow that sums of a few need no check.
 constexpr int64_t kMaxPosition = int64_t{1} << 46;
 
@@ -79,11 +81,9 @@ void set_scores(const char* op, const AttentionParams& params, int64_t head_dim,
                 AttentionPlan& plan) {
   const double scale =
       params.scale ? static_cast<double>(*params.scale) : 1.0 / std::sqrt(static_cast<double>(head_dim));
-  // Times log2(e) they must still be floats.
-  constexpr double kLargest = std::numeric_limits<float>::max() / kLog2e;
-  FASTMHA_CHECK(std::abs(scale) <= kLargest, op, ": scale must be finite and at most 2.3e38 in size, got ",
-                scale);
-  FASTMHA_CHECK(params.softcap == 0 || (params.softcap >= 1e-30f && params.softcap <= kLargest), op,
+  FASTMHA_CHECK(std::abs(scale) <= kLargestFactor, op,
+                ": scale must be finite and at most 2.3e38 in size, got ", scale);
+  FASTMHA_CHECK(params.softcap == 0 || (params.softcap >= 1e-30f && params.softcap <= kLargestFactor), op,
                 ": softcap must be 0 (none) or from 1e-30 to 2.3e38, got ", params.softcap);
   plan.shared.scale = static_cast<float>(scale * kLog2e);
   plan.shared.softcap = static_cast<float>(params.softcap * kLog2e);
@@ -110,6 +110,14 @@ void set_slopes(const char* op, const ConstView& slopes, int64_t batch, int64_t 
   const bool per_sequence = slopes.rank == 2 && slopes.shape[0] == batch && slopes.shape[1] == heads;
   FASTMHA_CHECK(per_head || per_sequence, op, ": alibi_slopes must have shape (heads,) = (", heads,
                 ",) or (batch, heads) = (", batch, ", ", heads, "), got ", shape_text(slopes));
+  for (int64_t n = 0; n < (per_sequence ? batch : 1); ++n) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const float slope =
+          slopes.data[(per_sequence ? n * slopes.strides[0] : 0) + h * slopes.strides[slopes.rank - 1]];
+      FASTMHA_CHECK(std::abs(slope) <= kLargestFactor, op,
+                    ": alibi_slopes must be finite and at most 2.3e38 in size, got ", slope);
+    }
+  }
   plan.slopes = slopes.data;
   plan.slope_sequence_stride = per_sequence ? slopes.strides[0] : 0;
   plan.slope_head_stride = slopes.strides[slopes.rank - 1];

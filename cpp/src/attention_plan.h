@@ -17,7 +17,6 @@ struct AttentionPlan {
   AttentionHead shared;  // what all heads have in common
   Layout query, key, value, out;
   int64_t batch = 0, heads = 0, kv_heads = 0;
-  int64_t q_len = 0;  // the longest
 
   const int64_t* cu_seqlens_q = nullptr;  // ragged: sequences by row, not by batch stride
   const int64_t* cu_seqlens_k = nullptr;

@@ -9,12 +9,13 @@
 namespace fastmha {
 namespace {
 
-// Time of one head of five queries and keys of 64 on one core.
-constexpr double kHeadNanoseconds = 75.0;
+// Time of a head on one core, within a tenth from 2 x 2 (35 ns) over 5 x 5 (75) to 14 x 14 (380) of 64 + 64 features.
+constexpr double kHeadNanoseconds = 27.0;
+constexpr double kPairNanoseconds = 0.0142;  // and feature of a key and its value
 // A call that moves more than this leaves nothing in a cache for the next operation to find: its output goes past the
 // caches (which saves reading it first) and its input is fetched ahead. 1,024 x 8 x 5 x 64 (42 MB): 0.56 ms, with the
 // fetches alone 0.78, with neither 1.58. 128 x 8 x 5 x 64 (5 MB) took 63 us with the fetches and 57 without.
-constexpr double kStreamBytes = 24e6;
+constexpr double kStreamFromBytes = 24e6;
 
 // A group costs as much as this many heads of panels, however few heads it has: 0.6 us against 0.25.
 constexpr int64_t kFewestHeads = 3;
@@ -64,7 +65,8 @@ class Heads {
  private:
   // Head h of sequence n_, or the first of the next short sequence.
   void enter(int64_t h) {
-    while (left_ > 0 && !takes_short(plan_, kernels_, n_)) {
+    // One without queries has nothing to write, and the kernel counts on a row.
+    while (left_ > 0 && (plan_.q_len_of(n_) == 0 || !takes_short(plan_, kernels_, n_))) {
       left_ -= std::min(left_, plan_.heads - h);
       h = 0;
       ++n_;
@@ -108,17 +110,22 @@ class Heads {
   Place place_{};
 };
 
-// Reads and writes of all short sequences.
-double bytes_moved(const AttentionPlan& plan, const ShortKernels& kernels) {
-  double rows_q = 0, rows_k = 0;
-  for (int64_t n = 0; n < plan.batch; ++n) {
-    if (!takes_short(plan, kernels, n)) continue;
-    rows_q += static_cast<double>(plan.q_len_of(n));
-    rows_k += static_cast<double>(plan.kv_len_of(n));
+// What all short sequences move and take.
+struct Load {
+  double bytes = 0, nanoseconds = 0;
+
+  Load(const AttentionPlan& plan, const ShortKernels& kernels) {
+    const double heads = static_cast<double>(plan.heads), kv_heads = static_cast<double>(plan.kv_heads);
+    const double features = static_cast<double>(plan.shared.head_dim + plan.shared.value_dim);
+    for (int64_t n = 0; n < plan.batch; ++n) {
+      if (!takes_short(plan, kernels, n)) continue;
+      const double queries = static_cast<double>(plan.q_len_of(n)),
+                   keys = static_cast<double>(plan.kv_len_of(n));
+      bytes += 4.0 * features * (queries * heads + keys * kv_heads);
+      nanoseconds += heads * (kHeadNanoseconds + kPairNanoseconds * queries * keys * features);
+    }
   }
-  return 4.0 * static_cast<double>(plan.shared.head_dim + plan.shared.value_dim) *
-         (rows_q * static_cast<double>(plan.heads) + rows_k * static_cast<double>(plan.kv_heads));
-}
+};
 
 }  // namespace
 
@@ -143,12 +150,14 @@ void run_short_here(const AttentionPlan& plan, const ShortKernels& kernels, int6
 
 void run_short(const AttentionPlan& plan, const ShortKernels& kernels) {
   const int64_t total = plan.batch * plan.heads;
-  const bool stream = bytes_moved(plan, kernels) > kStreamBytes;
+  const Load load(plan, kernels);
+  const bool stream = load.bytes > kStreamFromBytes;
   const int64_t even_share = total / (int64_t{4} * get_num_threads()) + 1;
-  int64_t per_task = std::min(static_cast<int64_t>(kTaskNanoseconds / kHeadNanoseconds), even_share);
+  int64_t per_task = static_cast<int64_t>(kTaskNanoseconds * static_cast<double>(total) / load.nanoseconds);
+  per_task = std::min(std::max<int64_t>(per_task, 1), even_share);
   per_task = (per_task + kernels.group - 1) / kernels.group * kernels.group;
   const int64_t tasks = (total + per_task - 1) / per_task;
-  const int threads = threads_for(tasks, static_cast<double>(total) * kHeadNanoseconds);
+  const int threads = threads_for(tasks, load.nanoseconds);
   const Workspace workspace(threads, kernels.scratch * sizeof(float));
   parallel_for(tasks, threads, [&](int64_t task, int thread) {
     run_short_here(plan, kernels, task * per_task, std::min(total, (task + 1) * per_task), stream,

@@ -166,9 +166,7 @@ struct Slices {
 
   // Slices of about `target` rows, of queries and of the memory together.
   Slices(const Call& call, int64_t target) {
-    const auto rows_before = [&](int64_t n) {
-      return call.queries.start(n) + (call.over_memory() ? call.keys.start(n) : 0);
-    };
+    const auto rows_before = [&](int64_t n) { return rows_of(call, 0, n); };
     const int64_t count = call.queries.count, wanted = ceil_div(rows_before(count), target);
     for (int64_t n = 0; n < count;) {
       const int64_t first = n++;
@@ -182,18 +180,23 @@ struct Slices {
     }
   }
 
+  // Of queries and of the memory.
+  static int64_t rows_of(const Call& call, int64_t first, int64_t last) {
+    return call.queries.rows_of(first, last) + (call.over_memory() ? call.keys.rows_of(first, last) : 0);
+  }
+
   int64_t count() const { return static_cast<int64_t>(starts.size()) - 1; }
   size_t bounds_bytes() const { return 2 * static_cast<size_t>(sequences + 1) * sizeof(int64_t); }
 
-  // Whether the threads finish at about the same time when each takes the next slice as it gets free.
+  // Whether the threads finish at about the same time when those that are done help the others.
   bool even(const Call& call, int threads) const {
     if (count() >= int64_t{8} * threads) return true;
     std::vector<int64_t> busy(static_cast<size_t>(threads));
     for (int64_t slice = 0; slice < count(); ++slice) {
-      *std::min_element(busy.begin(), busy.end()) += call.queries.rows_of(starts[slice], starts[slice + 1]);
+      *std::min_element(busy.begin(), busy.end()) += rows_of(call, starts[slice], starts[slice + 1]);
     }
     const int64_t longest = *std::max_element(busy.begin(), busy.end());
-    return 10 * call.queries.rows >= 9 * longest * threads;
+    return 10 * rows_of(call, 0, call.queries.count) >= 9 * longest * threads;
   }
 };
 

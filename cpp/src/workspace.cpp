@@ -7,9 +7,10 @@ namespace fastmha {
 namespace {
 
 constexpr size_t kPage = 4096;
-// What a thread keeps from call to call at most. Larger leases are those of single long sequences, whose attention
-// takes far longer than getting the memory anew.
-constexpr size_t kMostKept = size_t{256} << 20;
+// What a calling thread keeps from call to call at most, by threads that work for it: a slice of a sub-layer, and as
+// much again. Larger leases are those of single long sequences, whose attention takes far longer than getting the
+// memory anew.
+constexpr size_t kMostKept = size_t{16} << 20;
 
 char* allocate(size_t bytes) {
   void* memory = std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
@@ -33,7 +34,7 @@ Workspace::Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes) 
   // compete for the same cache sets.
   stride_ = (bytes_per_thread + kPage - 1) / kPage * kPage + 64;
   const size_t bytes = stride_ * static_cast<size_t>(threads) + shared_bytes;
-  own_ = kept.leased || bytes > kMostKept;
+  own_ = kept.leased || bytes > kMostKept * static_cast<size_t>(threads);
   if (own_) {
     base_ = allocate(bytes);
     return;

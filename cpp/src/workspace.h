@@ -7,13 +7,20 @@
 namespace fastmha {
 
 // Leases `threads` slices of at least `bytes_per_thread`, and one of `shared_bytes` for all, from a buffer that
-// belongs to the calling thread and only grows, so that repeated calls neither allocate nor page-fault (up to 256 MiB; more is given back). What it
-// keeps is the most that any call so far needed: a slice is some 10 KiB (the tables of kernels say how much each
-// needs; it depends on head_dim and block sizes, never on q_len x kv_len) times the threads, the shared part of a
-// decode call grows with kv_len / 256. Taken before a parallel region; slices are written first by the thread that
-// uses them, which places their pages on its NUMA node for as long as the buffer does not grow (the same thread
-// numbers stay on the same nodes only if the user pins them: OMP_PROC_BIND). A second lease while one is alive gets
-// memory of its own, which large ones page-fault anew in every call.
+// belongs to the calling thread and only grows (to 16 MiB a slice; more is given back), so that repeated calls
+// neither allocate nor page-fault. None grows with q_len x kv_len; per thread:
+//
+//   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim
+//   short sequences       22 KB
+//   decoding              a piece's scores, some KB; shared by all threads: (2 + value_dim) floats per head and
+//                         256 keys
+//   linear                a copy of up to 512 KiB of rows, where their stride shares cache sets
+//   sub-layers            768 KiB in slices of rows, up to 8 MiB where a slice is one sequence; a sequence that
+//                         needs more has its projected rows in one lease of their own
+//
+// Taken before a parallel region; slices are written first by the thread that uses them, which places their pages
+// on its NUMA node for as long as the buffer does not grow (the same thread numbers stay on the same nodes only if
+// the user pins them: OMP_PROC_BIND). A second lease while one is alive gets memory of its own.
 class Workspace {
  public:
   Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes = 0);

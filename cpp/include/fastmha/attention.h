@@ -37,7 +37,7 @@ struct AttentionParams {
   std::optional<float> scale;
   // softcap * tanh(score / softcap), before any mask; 0: none.
   float softcap = 0.0f;
-  // (heads) or (batch, heads): adds -slope * |i + offset - j|. Empty: none.
+  // (heads) or (batch, heads): adds -slope * |i + offset - j|, exact up to distances of 2^24. Empty: none.
   ConstView alibi_slopes;
   // Broadcastable to (batch, heads, q_len, kv_len): kBool (one byte each, true = may attend) or kFloat32
   // (added to the scores; -infinity hides the key). Not for varlen_attention.

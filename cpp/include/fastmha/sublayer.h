@@ -14,6 +14,8 @@
 // going through memory. Too few rows for that share their columns and heads among the threads, as the
 // separate operations do.
 //
+// Scratch memory is at most 8 MiB a thread, or the projected rows of the longest sequence where those are more.
+//
 // out may be x or the residual itself (exactly the same view) and must otherwise not overlap an input. All
 // throw std::invalid_argument with nothing written.
 //
