@@ -262,6 +262,23 @@ def test_scale(random, q_len, scale):
     check(query, key, value, scale=scale, return_weights=True, return_lse=True)
 
 
+@pytest.mark.parametrize("q_len", [1, 40])
+@pytest.mark.parametrize("softcap", [1.0, 30.0, 1e30])
+def test_softcap_is_within_its_bound(q_len, softcap):
+    """With a single key the log-sum-exp of a row is its score, and tanh stands there alone."""
+    positive = np.concatenate([np.geomspace(1e-6, 1e4, 4000), np.linspace(0.1, 10, 4000)])
+    x = np.concatenate([positive, -positive]).astype(np.float32).reshape(-1, 1, q_len, 1)
+    query = x if softcap < 1e30 else x * np.float32(1e28)
+    ones = np.ones((x.shape[0], 1, 1, 1), np.float32)
+    result = fm.scaled_dot_product_attention(
+        query, ones, ones, scale=1.0, softcap=softcap, return_lse=True
+    )
+    lse = result[-1].astype(np.float64)[..., None]
+    want = softcap * np.tanh(query.astype(np.float64) / softcap)
+    # tanh's 3.5e-7; the scale and the cap times log2(e), the products and ln(2) round 5 times.
+    assert np.abs(lse / want - 1).max() <= 3.5e-7 + 6 * 2.0**-24
+
+
 @pytest.mark.parametrize("q_len", [1, 9, 40])
 @pytest.mark.parametrize("softcap", [0.0, 0.3, 5.0, 50.0, 1e4])
 def test_softcap(random, q_len, softcap):

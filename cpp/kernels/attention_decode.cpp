@@ -146,7 +146,7 @@ void finish_scores(const AttentionHead& head, int64_t key, int64_t keys, float* 
   if (head.softcap != 0) {
     const Vec cap = Vec::set1(head.softcap), inverse_cap = Vec::set1(1.0f / head.softcap);
     for (int64_t j = 0; j < keys; j += kLanes) {  // score has room for whole registers
-      (cap * tanh(Vec::load(score + j) * inverse_cap)).store(score + j);
+      (cap * tanh_of_score(Vec::load(score + j) * inverse_cap)).store(score + j);
     }
   }
   if (head.slope != 0) {

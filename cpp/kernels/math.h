@@ -80,8 +80,8 @@ FASTMHA_INLINE V sigmoid(V x) {
 }
 
 // tanh(x). Below 5/8 x + x^3 q(x^2) with q of degree 4 (minimax, 4.4e-9 relative), so that small x keep their
-// relative accuracy; above 1 - 2t / (1 + t) with t = e^-2|x|, where 1 + t <= 1.3 and reciprocal() may replace a division
-// (2% of an attention with softcap). exp2_small would save 2% more and reach 2.02e-7. Relative error <= 2e-7, exactly
+// relative accuracy; above 1 - 2t / (1 + t) with t = e^-2|x|, where 1 + t <= 1.3 and reciprocal() may replace a
+// division. exp2_small would reach 2.02e-7. Relative error <= 2e-7, exactly
 // +-1 from 9.1 on.
 template <class V>
 FASTMHA_INLINE V tanh(V x) {
@@ -96,6 +96,25 @@ FASTMHA_INLINE V tanh(V x) {
   const V decay = exp(V::zero() - (magnitude + magnitude));
   const V large = one - (decay + decay) * reciprocal(decay + one);
   return copysign(select(less(magnitude, V::set1(0.625f)), small, large), x);
+}
+
+// tanh(x) as a score's cap needs it: half the work of tanh() above (attention of 2048 x 2048 took 1.30 times
+// the plain call's time with that one, 1.13 with this). x p(x^2) / q(x^2) with p and q of degree 4 (minimax up to 8.4,
+// 1.1e-8 relative before rounding), x clamped to where tanh is 1 but for 1e-7. All coefficients are positive: nothing
+// cancels. Relative error <= 3.5e-7; NaN at NaN.
+template <class V>
+FASTMHA_INLINE V tanh_of_score(V x) {
+  x = max(V::set1(-8.4f), min(V::set1(8.4f), x));
+  const V square = x * x;
+  V p = fma(V::set1(0x1.f0c3f6p-27f), square, V::set1(0x1.66b132p-16f));
+  V q = fma(V::set1(0x1.b94ddcp-21f), square, V::set1(0x1.60787ap-12f));
+  p = fma(p, square, V::set1(0x1.d034d8p-9f));
+  q = fma(q, square, V::set1(0x1.aad39ap-6f));
+  p = fma(p, square, V::set1(0x1.12d53cp-3f));
+  q = fma(q, square, V::set1(0x1.debfecp-2f));
+  p = fma(p, square, V::set1(1.0f));
+  q = fma(q, square, V::set1(1.0f));
+  return x * p * reciprocal(q);
 }
 
 // The upper tail of the normal distribution, erfc(x / sqrt(2)) / 2, for 0 <= x <= 20: e^(-x^2/2) t p(t) with
