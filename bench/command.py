@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SUITES = ("attention", "decode", "linear", "norm", "blocks", "scaling")
 # Other processes: scaling over threads, and beside a busy PyTorch.
 PROCESSES = ("threads", "beside")
+INTERRUPTED = 130  # the exit status that shells give Ctrl-C
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -110,15 +111,26 @@ def main(arguments: list[str] | None = None) -> int:
     budget = harness.QUICK if options.quick else harness.Budget()
     run = results.Run({**machine, "quick": options.quick, "rivals_limited": limited is not None})
     start = time.perf_counter()
-    measure_all(run, chosen, present, budget, options.lenient)
-    run_processes(run, processes, threads, options.quick)
-    run.machine["seconds"] = round(time.perf_counter() - start)
+
+    def keep() -> None:
+        run.machine["seconds"] = round(time.perf_counter() - start)
+        if options.json:
+            results.write(options.json, run)
+
+    try:
+        measure_all(run, chosen, present, budget, options.lenient)
+        keep()  # whatever happens to the other processes
+        run_processes(run, processes, threads, options)
+    except KeyboardInterrupt:
+        run.unfinished["the run"] = "interrupted: what was measured until then is kept"
+    finally:
+        keep()
     table.print_all(run)
-    if options.json:
-        results.write(options.json, run)
     if options.html:
         options.html.write_text(page.render(run), encoding="utf-8")
-    return 1 if run.failures else 0
+    if "the run" in run.unfinished:
+        return INTERRUPTED
+    return 1 if run.failures or run.unfinished else 0
 
 
 def measure_all(
@@ -136,6 +148,7 @@ def measure_all(
         return each.seconds
 
     before = found.memory()
+    run.machine["memory_gbps"] = before
     with progress.shown(len(chosen)) as shown:
         for workload in chosen:
             shown.start(workload.name)
@@ -147,10 +160,24 @@ def measure_all(
     run.machine["memory_gbps"] = {s: max(before[s], after[s]) for s in before}
 
 
-def run_processes(run: "Run", names: list[str], threads: int, quick: bool) -> None:
+def run_processes(run: "Run", names: list[str], threads: int, options: argparse.Namespace) -> None:
+    """One that fails is named in the run, and takes nothing else with it."""
     from bench import beside, thread_scaling
 
     if "threads" in names:
-        run.threads = thread_scaling.measure(threads, quick)
-    if "beside" in names:
-        run.beside = beside.measure(threads, quick)
+        for count in thread_scaling.counts(threads):
+            try:
+                run.threads += thread_scaling.measure(count, threads, options)
+            except Exception as error:
+                run.unfinished[f"scaling, {count} threads"] = reason(error)
+    if "beside" in names and "torch" in options.rivals:
+        try:
+            run.beside = beside.measure(threads, options.quick)
+        except Exception as error:
+            run.unfinished["beside PyTorch"] = reason(error)
+
+
+def reason(error: Exception) -> str:
+    """The end of what a process said is what matters."""
+    said = getattr(error, "stderr", None) or str(error)
+    return f"{type(error).__name__}: {' '.join(said.split())[-300:]}"

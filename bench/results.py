@@ -5,7 +5,7 @@ from a file.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ SCHEMA = 2
 PLAIN = f"{OURS}: plain call"
 # "never slower than 1.3x our own plain call's time per live FLOP"
 PLAIN_FACTOR = 1.3
+# Asked of a whole run: two threads where arithmetic is the limit, a call beside a busy PyTorch, and
+# the AVX2 share of its own limit as a part of the AVX-512 share.
+TWO_THREADS, BESIDE_TORCH, OTHER_ISA = 1.9, 1.10, 0.93
 # Below this a call is mostly its own overhead, which has no part in a limit.
 OVERHEAD = 20e-6
 
@@ -77,6 +80,9 @@ class Result:
     plain_flops: float | None = None
     axis: tuple[str, int] | None = None
     error_factor: float = 2.0  # our largest error may be so many times PyTorch's
+    # What may limit it: "either" arithmetic or bytes; "memory" alone; "algorithm": either, but the
+    # arithmetic is that of the algorithm that we use, and another one may need less.
+    bound: str = "either"
     ways: dict[str, Way] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     failure: str | None = None  # our answer was wrong: nothing was timed
@@ -137,16 +143,22 @@ class Result:
     @property
     def limit_seconds(self) -> float:
         """Nobody can be faster: the arithmetic at the FMA peak, or the bytes at full bandwidth."""
-        return max(self.flops / self.peak_gflops, self.total_bytes / self.peak_gbps) * 1e-9
+        moving = self.total_bytes / self.peak_gbps
+        return (
+            max(self.flops / self.peak_gflops, moving) if self.is_bound_by_fma else moving
+        ) * 1e-9
+
+    @property
+    def is_bound_by_fma(self) -> bool:
+        if self.bound == "memory":
+            return False
+        return self.flops / self.peak_gflops >= self.total_bytes / self.peak_gbps
 
     @property
     def limit(self) -> str:
-        bound_by_fma = self.flops / self.peak_gflops >= self.total_bytes / self.peak_gbps
-        return (
-            "FMA"
-            if bound_by_fma
-            else {"add": "read+write", "copy": "read+write"}.get(self.stream, self.stream)
-        )
+        if self.is_bound_by_fma:
+            return "FMA, this algorithm" if self.bound == "algorithm" else "FMA"
+        return {"add": "read+write", "copy": "read+write"}.get(self.stream, self.stream)
 
     def share(self, name: str) -> float:
         return self.limit_seconds / self.median(name)
@@ -173,9 +185,10 @@ class Result:
     # ---- accuracy --------------------------------------------------------------------------------
 
     def error(self, rival: str) -> float | None:
-        """The largest of its ways."""
+        """Of ours the largest of all ways, of a rival the smallest: any way of ours may be called,
+        and a rival's user can choose the accurate one."""
         errors = [way.error for way in self.ways_of(rival).values() if way.error is not None]
-        return max(errors, default=None)
+        return (max if rival == OURS else min)(errors, default=None)
 
     @property
     def error_ratio(self) -> float | None:
@@ -219,6 +232,7 @@ class Run:
     results: list[Result] = field(default_factory=list)
     threads: list[dict[str, Any]] = field(default_factory=list)  # {name, threads, way: median}
     beside: list[dict[str, Any]] = field(default_factory=list)  # {name, alone, beside}
+    unfinished: dict[str, str] = field(default_factory=dict)  # what could not be measured, and why
 
     @property
     def measured(self) -> list[Result]:
@@ -232,6 +246,57 @@ class Run:
     @property
     def failures(self) -> list[Result]:
         return [r for r in self.results if r.failure is not None]
+
+    # ---- targets ---------------------------------------------------------------------------------
+
+    @property
+    def verdicts(self) -> list[tuple[str, Verdict]]:
+        """All that was asked for, by workload: what a result says itself, and what takes a run."""
+        found = [(result.name, verdict) for result in self.measured for verdict in result.verdicts]
+        return [*found, *self._against_numpy(), *self._thread_scaling(), *self._beside()]
+
+    def _against_numpy(self) -> Iterator[tuple[str, Verdict]]:
+        """Generic code is asked for no more than NumPy's speed with the same instructions."""
+        if self.machine["fastmha"]["isa"] != "generic" or not self.machine.get("rivals_limited"):
+            return
+        for result in self.measured:
+            ratio = result.against("numpy")
+            if ratio is not None:
+                yield result.name, Verdict("x NumPy, generic", 1.0, ratio, ratio >= 1, "x")
+
+    def _thread_scaling(self) -> Iterator[tuple[str, Verdict]]:
+        ours = [record for record in self.threads if record["rival"] == OURS]
+        medians = {(record["name"], record["threads"]): record["median"] for record in ours}
+        for name in dict.fromkeys(r["name"] for r in ours if r["limit"] == "FMA"):
+            one, two = medians.get((name, 1)), medians.get((name, 2))
+            if one and two:
+                ratio, wanted = one / two, TWO_THREADS
+                verdict = Verdict("x one thread, on two", wanted, ratio, ratio >= wanted, "x")
+                yield name, verdict
+
+    def _beside(self) -> Iterator[tuple[str, Verdict]]:
+        for record in self.beside:
+            ratio = record["beside"] / record["alone"]
+            reached = ratio <= BESIDE_TORCH
+            verdict = Verdict(
+                "of the time alone, beside PyTorch", BESIDE_TORCH, ratio, reached, "<x"
+            )
+            yield record["name"], verdict
+
+
+def isa_verdicts(first: Run, other: Run) -> list[tuple[str, Verdict]]:
+    """What AVX2 reaches of its own limit, as a part of what AVX-512 reaches of its own."""
+    if (first.machine["fastmha"]["isa"], other.machine["fastmha"]["isa"]) != ("avx512", "avx2"):
+        return []
+    by_name, found = {result.name: result for result in other.measured}, []
+    for result in first.measured:
+        theirs = by_name.get(result.name)
+        if theirs is not None and not result.is_overhead:
+            part = theirs.share(theirs.ours) / result.share(result.ours)
+            reached = part >= OTHER_ISA
+            verdict = Verdict("of AVX-512's share, on AVX2", OTHER_ISA, part, reached, "%")
+            found.append((result.name, verdict))
+    return found
 
 
 def write(path: Path, run: Run) -> None:
@@ -264,6 +329,7 @@ def read(path: Path) -> Run:
         [_result(record) for record in document["results"]],
         document["threads"],
         document["beside"],
+        document.get("unfinished", {}),
     )
 
 
@@ -287,5 +353,6 @@ def merged(runs: Iterable[Run]) -> Run:
         by_name.update({(result.suite, result.name): result for result in run.results})
         together.threads = run.threads or together.threads
         together.beside = run.beside or together.beside
+        together.unfinished |= run.unfinished
     together.results = list(by_name.values())
     return together

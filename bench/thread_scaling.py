@@ -1,6 +1,7 @@
 """The same workloads on 1, 2, 4, ... threads, each count in a process of its own: the pools of most
 libraries take their size once."""
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import results
+from bench.rivals import OURS
 
 # Compute-bound but for decoding, which is as fast as memory.
 WORKLOADS = (
@@ -26,41 +28,37 @@ def counts(threads: int) -> list[int]:
     return [*powers, threads]
 
 
-def measure(threads: int, quick: bool) -> list[dict[str, Any]]:
-    """One record for each workload, rival and number of threads."""
-    found = []
-    for count in counts(threads):
-        print(f"{count} of {threads} threads ...", file=sys.stderr, flush=True)
-        for result in _run(count, quick).measured:
-            if result.name not in WORKLOADS:
-                continue
-            for rival in RIVALS:
-                best = result.best(rival)
-                if best is not None:
-                    found.append(
-                        {
-                            "name": result.name,
-                            "rival": rival,
-                            "threads": count,
-                            "median": result.median(best),
-                            "limit": result.limit,
-                        }
-                    )
-    return found
+def measure(count: int, threads: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """On `count` of so many threads: one record for each workload and rival."""
+    print(f"{count} of {threads} threads ...", file=sys.stderr, flush=True)
+    return [
+        {
+            "name": result.name,
+            "rival": rival,
+            "threads": count,
+            "median": result.median(best),
+            "limit": result.limit,
+        }
+        for result in _run(count, options).measured
+        for rival in RIVALS
+        if (best := result.best(rival)) is not None
+    ]
 
 
-def _run(count: int, quick: bool) -> results.Run:
+def _run(count: int, options: argparse.Namespace) -> results.Run:
+    """The rivals and instructions are those of the run that this is a part of."""
+    rivals = [name for name in RIVALS if name == OURS or name in options.rivals]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
         command = [sys.executable, "-m", "bench", "--threads", str(count), "--json", str(path)]
-        command += ["--lenient", "--rivals", ",".join(RIVALS)]
+        command += ["--lenient", "--rivals", ",".join(rivals), "--rivals-isa", options.rivals_isa]
         command += [
             part
             for suite in ("attention", "decode", "linear", "blocks")
             for part in ("--suite", suite)
         ]
         command += [part for name in WORKLOADS for part in ("--only", f"={name}")]
-        command += ["--quick"] if quick else []
+        command += ["--quick"] if options.quick else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"bench on {count} threads: {done.stderr.strip()[-500:]}")

@@ -90,7 +90,9 @@ def _label(result: Result, middle: float) -> list[str]:
 
 
 def _limit(result: Result) -> str:
-    return "multiply-adds" if result.limit == "FMA" else f"memory, {result.limit}"
+    if result.limit.startswith("FMA"):
+        return result.limit.replace("FMA", "multiply-adds")
+    return f"memory, {result.limit}"
 
 
 def _bar(result: Result, name: str, y: float, end: float) -> str:

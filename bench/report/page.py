@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.limits import disturbed
 from bench.report import bars, curves, tables, words
-from bench.results import OURS, Run
+from bench.results import OURS, Run, isa_verdicts
 
 STYLE = Path(__file__).with_name("style.css")
 SUITES = {
@@ -22,10 +22,11 @@ SUITES = {
 
 def render(run: Run, others: Iterable[Run] = ()) -> str:
     """`others`: the same workloads with other instruction sets."""
+    others = list(others)
     sections = [_head(run), _warnings(run), _losses(run)]
     sections += [_suite(run, suite) for suite in SUITES]
     sections += [_roofline(run), _scaling(run), _errors(run)]
-    sections += [_isas(run, list(others)), _targets(run), _numbers(run), _method(run)]
+    sections += [_isas(run, others), _targets(run, others), _numbers(run), _method(run)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -93,7 +94,7 @@ def _tiles(run: Run) -> str:
                 f"faster in {faster} of {len(ratios)} workloads",
             )
         )
-    asked = [verdict for result in run.measured for verdict in result.verdicts]
+    asked = [verdict for _, verdict in run.verdicts]
     if asked:
         reached = sum(verdict.reached for verdict in asked)
         tiles.append((f"{reached} / {len(asked)}", "of what was asked for is reached"))
@@ -111,6 +112,7 @@ def _warnings(run: Run) -> str:
     notes = [
         f"Not timed, because the answer is not good enough: {r.failure}." for r in run.failures
     ]
+    notes += [f"Not measured: {what}: {why}." for what, why in run.unfinished.items()]
     peaks = [result.peak_gflops for result in run.measured]
     if disturbed(peaks):
         notes.append(
@@ -237,8 +239,15 @@ def _isas(run: Run, others: list[Run]) -> str:
     )
 
 
-def _targets(run: Run) -> str:
-    return _section("targets", "What was asked for", f"<div class=card>{tables.targets(run)}</div>")
+def _targets(run: Run, others: list[Run]) -> str:
+    verdicts = [*run.verdicts, *(each for other in others for each in isa_verdicts(run, other))]
+    reached = sum(verdict.reached for _, verdict in verdicts)
+    return _section(
+        "targets",
+        "What was asked for",
+        f"<p>Reached: {reached} of {len(verdicts)}.</p>"
+        f"<div class=card>{tables.targets(verdicts)}</div>",
+    )
 
 
 def _numbers(run: Run) -> str:

@@ -5,37 +5,59 @@ from bench.results import OURS, Result, Run
 
 RIVALS = {rival: name for rival, name in words.NAMES.items() if rival != OURS}
 BEGIN, END = "<!-- python -m bench.report ... --readme -->", "<!-- end of what bench wrote -->"
-# What the section shows, of all workloads: one of each kind.
+# What the section shows, of all workloads: one of each kind, and the ends of each scale.
 SHOWN = (
     "attention 1024 x 8 x 5 x 64",
     "attention 1 x 8 x 5 x 64",
+    "attention 1 x 8 x 128 x 64",
     "attention 32 x 12 x 128 x 64",
     "attention 32 x 12 x 128 x 64, key_lengths 64..128",
     "attention 1 x 8 x 512 x 64, causal",
     "attention 1 x 8 x 2048 x 64",
+    "attention 1 x 8 x 2048 x 128",
     "attention 1 x 8 x 2048 x 64, window 256",
+    "attention 1 x 32/8 x 512 x 128, GQA",
     "ragged attention, 64 sequences of 8..512, 8 x 64",
     "decode 1 x 32 x 4096 x 128",
     "decode 1 x 32/8 x 4096 x 128",
     "linear 5120 x 512 -> 512",
+    "linear 4096 x 768 -> 3072",
     "linear 1 x 4096 -> 4096",
+    "linear 4 x 768 -> 3072",
     "layer_norm 4096 x 768",
+    "softmax 4096 x 3072",
+    "gelu 4096 x 3072",
     "MultiHeadAttention 1024 x 5 x 512, 8 heads",
     "EncoderBlock 512/8/2048, 1024 x 5",
     "EncoderBlock 512/8/2048, 1 x 5",
     "EncoderBlock 512/8/2048, 4 x 512",
     "DecoderBlock 512/8/2048, 1024 x 5",
+    "EncoderBlock 768/12/3072, 32 x 100",
     "DecoderBlock 768/12/3072, 1 x 128",
 )
 
 
 def section(run: Run) -> str:
-    shown = [result for name in SHOWN for result in run.measured if result.name == name]
-    rivals = [name for name in RIVALS if name in run.machine["versions"]]
-    titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "share of the limit"]
+    by_name = {result.name: result for result in run.measured}
+    absent = [name for name in SHOWN if name not in by_name and not _failed(run, name)]
+    if absent:
+        raise ValueError(
+            f"README: the run lacks {len(absent)} of the {len(SHOWN)} workloads that are shown, "
+            f"such as {absent[0]!r}; measure all suites, or give the parts of the run together"
+        )
+    shown = [by_name[name] for name in SHOWN if name in by_name]
+    rivals = [name for name in RIVALS if any(result.best(name) for result in run.measured)]
+    titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "best rival", "of the limit"]
     lines = [_intro(run, rivals), "", _line(titles), _line(["---"] * len(titles))]
     lines += [_line(_cells(result, rivals)) for result in shown]
-    return "\n".join([BEGIN, *lines, "", _losses(run), END]) + "\n"
+    below = [_losses(run), "", _missed(run)]
+    if run.failures or run.unfinished:
+        below += ["", _not_measured(run)]
+    return "\n".join([BEGIN, *lines, "", *below, END]) + "\n"
+
+
+def _failed(run: Run, name: str) -> bool:
+    return any(result.name == name for result in run.failures)
 
 
 def _intro(run: Run, rivals: list[str]) -> str:
@@ -48,6 +70,7 @@ def _intro(run: Run, rivals: list[str]) -> str:
         f"that time as a multiple of ours. The limit is what the same run measured: {peak:.0f} "
         f"GFLOP/s of multiply-adds, {machine['memory_gbps']['read']:.0f} GB/s of reads from memory "
         "(more from caches)."
+        + (" This was a quick look, not a measurement." if machine.get("quick") else "")
     )
 
 
@@ -68,6 +91,8 @@ def _cells(result: Result, rivals: list[str]) -> list[str]:
         cells.append(
             f"{words.duration(result.median(best))} ({f'**{times}**' if ratio < 1 else times})"
         )
+    ratios = [ratio for rival in rivals if (ratio := result.against(rival)) is not None]
+    cells.append(words.times(min(ratios, default=None)))
     share = (
         "(a call's overhead)"
         if result.is_overhead
@@ -83,9 +108,29 @@ def _losses(run: Run) -> str:
         if to:
             lost.append(f"{result.name} ({', '.join(to)})")
     count = len(run.measured)
+    suites = ", ".join(dict.fromkeys(result.suite for result in run.measured))
     if not lost:
-        return f"None of the {count} workloads is slower than a rival."
-    return f"Slower than a rival in {len(lost)} of {count} workloads: {'; '.join(lost)}."
+        return f"Slower than a rival in none of the {count} workloads of {suites}."
+    return (
+        f"Slower than a rival in {len(lost)} of the {count} workloads of {suites}: "
+        f"{'; '.join(lost)}."
+    )
+
+
+def _missed(run: Run) -> str:
+    missed = words.missed(run.verdicts)
+    reached = sum(verdict.reached for _, verdict in run.verdicts)
+    text = f"Of {len(run.verdicts)} targets {reached} are reached"
+    if not missed:
+        return f"{text}."
+    named = (f"{name} ({', '.join(found)})" for name, found in missed.items())
+    return f"{text}; missed: {'; '.join(named)}."
+
+
+def _not_measured(run: Run) -> str:
+    reasons = [str(result.failure) for result in run.failures]
+    reasons += [f"{what}: {why}" for what, why in run.unfinished.items()]
+    return f"Not measured: {'; '.join(reasons)}."
 
 
 def replace_section(readme: str, run: Run) -> str:

@@ -96,15 +96,12 @@ def _print_rich(timed: list[Result]) -> bool:
 
 
 def _print_targets(run: Run) -> None:
-    asked = [(result, verdict) for result in run.measured for verdict in result.verdicts]
-    if not asked:
+    if not run.verdicts:
         return
-    reached = sum(verdict.reached for _, verdict in asked)
-    print(f"\ntargets reached: {reached} of {len(asked)}; missed:")
-    for result in run.measured:
-        missed = [words.verdict(verdict) for verdict in result.verdicts if not verdict.reached]
-        if missed:
-            print(f"  {result.name}: {'; '.join(missed)}")
+    reached = sum(verdict.reached for _, verdict in run.verdicts)
+    print(f"\ntargets reached: {reached} of {len(run.verdicts)}; missed:")
+    for name, missed in words.missed(run.verdicts).items():
+        print(f"  {name}: {'; '.join(missed)}")
 
 
 def _print_processes(run: Run) -> None:
@@ -122,6 +119,8 @@ def _print_processes(run: Run) -> None:
 
 
 def _print_summary(run: Run) -> None:
+    for what, why in run.unfinished.items():
+        print(f"NOT MEASURED: {what}: {why}")
     peaks = [result.peak_gflops for result in run.results if result.failure is None]
     if peaks:
         print(f"the run took {run.machine.get('seconds', 0)} s")

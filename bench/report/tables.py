@@ -3,11 +3,8 @@
 from html import escape
 
 from bench.report import words
-from bench.results import OURS, PLAIN, Result, Run
+from bench.results import OTHER_ISA, OURS, PLAIN, Result, Run, Verdict
 from bench.rivals import rival_of
-
-# "AVX2: at least 93% of the AVX-512 figures", of their own peaks each
-OTHER_ISA = 0.93
 
 
 def _row(cells: list[tuple[str, str]], kind: str = "") -> str:
@@ -65,18 +62,13 @@ def loss(result: Result, best: str) -> str:
     )
 
 
-def targets(run: Run) -> str:
-    rows = []
-    for result in run.measured:
-        for position, verdict in enumerate(result.verdicts):
-            css = "reached" if verdict.reached else "missed"
-            mark = "reached" if verdict.reached else "missed"
-            cells = [
-                ("" if position else result.name, ""),
-                (words.verdict(verdict), ""),
-                (mark, css),
-            ]
-            rows.append(_row(cells, "" if position else "first"))
+def targets(verdicts: list[tuple[str, Verdict]]) -> str:
+    rows, last = [], ""
+    for name, verdict in verdicts:
+        mark, again = "reached" if verdict.reached else "missed", name == last
+        cells = [("" if again else name, ""), (words.verdict(verdict), ""), (mark, mark)]
+        rows.append(_row(cells, "" if again else "first"))
+        last = name
     return _table([("workload", ""), ("found", ""), ("", "")], rows)
 
 

@@ -1,5 +1,7 @@
 """How numbers are written, everywhere the same."""
 
+from collections.abc import Iterable
+
 from bench.results import Verdict
 
 # as their owners write them
@@ -55,3 +57,12 @@ def verdict(found: Verdict) -> str:
     if found.unit == "<x":
         return f"{found.found:.2f}x {found.what} (at most {found.wanted:g}x)"
     return f"{times(found.found)} {found.what.removeprefix('x ')} (target {found.wanted:g}x)"
+
+
+def missed(verdicts: Iterable[tuple[str, Verdict]]) -> dict[str, list[str]]:
+    """What was not reached, by workload."""
+    found: dict[str, list[str]] = {}
+    for name, each in verdicts:
+        if not each.reached:
+            found.setdefault(name, []).append(verdict(each))
+    return found

@@ -65,8 +65,11 @@ def _attention(problem: problems.Attention) -> Calls:
 
 
 def plain_call(problem: problems.Attention) -> Callable[[], Any]:
-    """Unrestricted attention of the same arrays, copied to the plain layout."""
-    arrays = [np.ascontiguousarray(a) for a in (problem.query, problem.key, problem.value)]
+    """Unrestricted attention of the same arrays, copied to the plain layout: every query head with
+    keys and values of its own, and all as wide as the narrower of keys and values."""
+    width = min(problem.query.shape[-1], problem.value.shape[-1])
+    key, value = (np.repeat(a, problem.group, axis=1) for a in (problem.key, problem.value))
+    arrays = [np.ascontiguousarray(a[..., :width]) for a in (problem.query, key, value)]
     return lambda: fm.scaled_dot_product_attention(*arrays)
 
 

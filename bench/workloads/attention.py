@@ -36,6 +36,11 @@ class Shape:
         """A product of E and one of Ev for each visible pair."""
         return 2.0 * pairs * (self.dim + (self.value_dim or self.dim))
 
+    @property
+    def plain_flops(self) -> float:
+        """Of our own plain call: as many key/value heads as query heads, values as wide as keys."""
+        return 4.0 * self.pairs * min(self.dim, self.value_dim or self.dim)
+
     def traffic(self, extra: float = 0.0) -> Traffic:
         rows, value_dim = self.batch * self.length, self.value_dim or self.dim
         kv = rows * (self.kv_heads or self.heads) * (self.dim + value_dim)
@@ -90,7 +95,7 @@ def workload(
         shape.traffic(extra_bytes),
         lambda: change(shape.problem(**options)),
         target,
-        plain_flops=shape.flops(shape.pairs) if compare_plain else None,
+        plain_flops=shape.plain_flops if compare_plain else None,
     )
 
 
@@ -173,7 +178,11 @@ def restricted() -> list[Workload]:
     found = [key_lengths(SHORT), key_lengths(SHORT_ONE)]
     found += [
         workload(shape, words="(B, L, H, D) views", change=as_views, **own)
-        for shape in (SHORT, MEDIUM, LONG, WIDE)
+        for shape in (SHORT_ONE, SHORT, MEDIUM, LONG, WIDE)
+    ]
+    found += [
+        workload(shape, words="causal, (B, L, H, D) views", change=as_views, is_causal=True, **own)
+        for shape in (MEDIUM, LONG, WIDE)
     ]
     found += [
         workload(
@@ -211,9 +220,8 @@ def restricted() -> list[Workload]:
                 **own,
             )
         )
-    # without a restriction a plain call is the same call
-    found.append(workload(grouped, Target(torch=1.0), words="GQA"))
-    found.append(workload(uneven, Target(torch=1.0), words="dk != dv"))
+    found.append(workload(grouped, words="GQA", **own))
+    found.append(workload(uneven, words="dk != dv", **own))
     return found
 
 
