@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fastmha as fm
 import numpy as np
 import pytest
 from checkpoints import write_checkpoint
 from conftest import Random, assert_same_bits
+from fastmha import embed_files
 from fastmha.embed_files import FORMATS, JsonLinesFile, NpyFile, json_lines, npy_header
 
 FORMS = ["npy", "jsonl", pytest.param("parquet", marks=pytest.mark.parquet)]
@@ -339,3 +341,60 @@ def test_memory_does_not_grow_with_the_input(tmp_path, checkpoint):
         peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", result.stdout)[1]) / 1024)
         assert len(np.load(tmp_path / f"{count}.npy", mmap_mode="r")) == count
     assert peaks[1] - peaks[0] < 20, peaks
+
+
+def test_restart_leaves_the_rows_of_another_process(tmp_path: Path) -> None:
+    npy, row = embed_files.FORMATS["npy"], np.ones((1, 3), np.float32)
+    path = tmp_path / "out.npy"
+    with npy(path, 3, "job") as owner:
+        owner.append(["a"], row)
+        with pytest.raises(BlockingIOError, match="another process is writing"):
+            npy(path, 3, "job", restart=True)
+        owner.finish()
+    assert np.load(path).shape == (1, 3)
+
+
+def test_a_file_finished_between_open_and_lock_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npy, row = embed_files.FORMATS["npy"], np.ones((1, 3), np.float32)
+    path, flock = tmp_path / "out.npy", embed_files.fcntl.flock
+    owner = npy(path, 3, "job")
+    owner.append(["a"], row)
+
+    def finish_first(stream: object, how: int) -> None:
+        owner.finish()
+        owner.__exit__()
+        flock(stream, how)
+
+    monkeypatch.setattr(embed_files.fcntl, "flock", finish_first)
+    with pytest.raises(BlockingIOError, match="finished or replaced"):
+        npy(path, 3, "job")
+    assert np.load(path).shape == (1, 3)
+
+
+def test_a_carriage_return_within_a_line_is_text(tmp_path: Path) -> None:
+    """As for wc: rows must line up with what other tools count. A byte order mark is no text."""
+    from fastmha.lines import lines
+
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa\rb\nc\r\n\r\r\nd")
+    expected = ["a\rb", "c", "\r", "d"]
+    assert list(lines([], [path])) == expected
+    code = "from pathlib import Path; from fastmha.lines import lines; print(list(lines([], [Path('-')])))"
+    with path.open("rb") as stream:
+        piped = subprocess.run(
+            [sys.executable, "-c", code], stdin=stream, capture_output=True, text=True
+        )
+    assert piped.stdout.strip() == str(expected), piped.stderr
+
+
+def test_one_text_is_not_an_iterable_of_texts(tmp_path: Path, checkpoint: Path) -> None:
+    model = fm.load(checkpoint)
+    with pytest.raises(TypeError, match=r"encode_stream: texts must be an iterable of str"):
+        model.encode_stream("text")
+    with pytest.raises(TypeError, match=r"encode_to_file: texts must be an iterable of str"):
+        model.encode_to_file("text", tmp_path / "out.npy")
+    with pytest.raises(FileNotFoundError, match=r"encode_to_file: .* is not a directory"):
+        model.encode_to_file(["text"], tmp_path / "nowhere" / "out.npy")
+    assert list(tmp_path.glob("out*")) == []

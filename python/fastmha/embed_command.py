@@ -115,7 +115,7 @@ def embed(
             raise ValueError("nothing to embed: give a file, or a pipe")
         kind = _format(output, format)
         if output != STANDARD:
-            _check_output(output, force, restart)
+            _check_output(output, force)
         loaded = fm.load(model, dtype)
         if not isinstance(loaded, EncoderModel):
             raise ValueError(f"{model} is not an encoder: it gives no sentence embeddings")
@@ -123,7 +123,7 @@ def embed(
         if output == STANDARD:
             job.to_stdout()
         else:
-            job.to_file(output, kind)
+            job.to_file(output, kind, restart)
 
 
 class Job:
@@ -152,8 +152,9 @@ class Job:
                 sys.stdout.flush()
                 bar.advance(task, len(texts))
 
-    def to_file(self, path: Path, kind: type[EmbeddingFile]) -> None:
-        with kind(path, self.model.embedding_dim, self.model.fingerprint(self._encode)) as out:
+    def to_file(self, path: Path, kind: type[EmbeddingFile], restart: bool) -> None:
+        identity = self.model.fingerprint(self._encode)
+        with kind(path, self.model.embedding_dim, identity, restart=restart) as out:
             texts = lines([], self.sources)
             try:
                 out.check_kept(texts)
@@ -179,14 +180,11 @@ def _format(output: Path, name: str | None) -> type[EmbeddingFile]:
     return file_format(output, name)
 
 
-def _check_output(output: Path, force: bool, restart: bool) -> None:
+def _check_output(output: Path, force: bool) -> None:
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists; --force replaces it")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent} is not a directory")
-    if restart:
-        for ending in (".partial.json", ".partial"):  # the rows count for nothing without the first
-            output.with_name(output.name + ending).unlink(missing_ok=True)
 
 
 class RateColumn(ProgressColumn):

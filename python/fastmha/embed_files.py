@@ -47,6 +47,8 @@ class EmbeddingFile(ABC):
         Numbers in an embedding.
     identity : str
         What must be the same for a job to go on: model, settings.
+    restart : bool, default False
+        Forget the rows so far.
 
     Attributes
     ----------
@@ -58,10 +60,10 @@ class EmbeddingFile(ABC):
     ValueError
         The rows so far were made by another model, or with other settings.
     BlockingIOError
-        Another process is writing it.
+        Another process is writing it, or has just finished it.
     """
 
-    def __init__(self, path: Path, width: int, identity: str) -> None:
+    def __init__(self, path: Path, width: int, identity: str, *, restart: bool = False) -> None:
         self.path, self.width = path, width
         self.partial = path.with_name(f"{path.name}.partial")
         self.state_file = path.with_name(f"{path.name}.partial.json")
@@ -75,6 +77,8 @@ class EmbeddingFile(ABC):
         )
         try:
             self._lock()
+            if restart:  # under the lock: the rows may be another process's
+                self.state_file.unlink(missing_ok=True)
             self._expected = self._resume()
         except BaseException:
             self._stream.close()
@@ -125,7 +129,6 @@ class EmbeddingFile(ABC):
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._publish()
-        self.partial.unlink(missing_ok=True)
         self.state_file.unlink(missing_ok=True)
 
     @abstractmethod
@@ -147,6 +150,15 @@ class EmbeddingFile(ABC):
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(f"another process is writing {self.partial}") from None
+        # The owner may have renamed it between open and lock: then this is the finished file.
+        try:
+            same = os.path.samestat(os.fstat(self._stream.fileno()), os.stat(self.partial))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise BlockingIOError(
+                f"{self.partial} was finished or replaced by another process; try again"
+            )
 
     def _resume(self) -> str:
         """Go to the end of what counts; the digest of the texts of those rows."""
@@ -225,7 +237,7 @@ class ParquetFile(EmbeddingFile):
     can, and become Parquet at the end, block by block.
     """
 
-    def __init__(self, path: Path, width: int, identity: str) -> None:
+    def __init__(self, path: Path, width: int, identity: str, *, restart: bool = False) -> None:
         self._arrow = require("pyarrow", "parquet", "writing Parquet")
         self._parquet = require("pyarrow.parquet", "parquet", "writing Parquet")
         self._schema = self._arrow.schema(
@@ -234,7 +246,7 @@ class ParquetFile(EmbeddingFile):
                 "embedding": self._arrow.list_(self._arrow.float32(), width),
             }
         )
-        super().__init__(path, width, identity)
+        super().__init__(path, width, identity, restart=restart)
 
     def _start(self) -> bytes:
         return self._schema.serialize().to_pybytes()  # type: ignore[no-any-return]
@@ -257,6 +269,7 @@ class ParquetFile(EmbeddingFile):
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(self.path)
+            self.partial.unlink()
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -53,6 +53,12 @@ class EncoderMaps:
     layers: list[Float32]
 
 
+def _check_many(operation: str, texts: object) -> None:
+    """One text is an iterable of its characters: a row for each would surprise."""
+    if isinstance(texts, str):
+        raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
+
+
 class EncoderModel:
     """An encoder with its tokenizer; made by :func:`load`.
 
@@ -181,7 +187,19 @@ class EncoderModel:
         ndarray of float32, (n, embedding_dim)
             Of the next n texts, n = `chunk` except at the end.
         """
-        check_size("encode", chunk=chunk, batch_tokens=batch_tokens)
+        check_size("encode_stream", chunk=chunk, batch_tokens=batch_tokens)
+        _check_many("encode_stream", texts)
+        return self._encode_stream(texts, chunk, batch_size, batch_tokens, normalize, prompt)
+
+    def _encode_stream(
+        self,
+        texts: Iterable[str],
+        chunk: int,
+        batch_size: int | None,
+        batch_tokens: int,
+        normalize: bool | None,
+        prompt: str | None,
+    ) -> Iterator[Float32]:
         normalize = self.settings.normalize if normalize is None else normalize
         prompt = self.settings.prompt if prompt is None else prompt
         source, first = iter(texts), 0
@@ -236,8 +254,13 @@ class EncoderModel:
         """
         from fastmha.embed_files import file_format, write_embeddings
 
+        _check_many("encode_to_file", texts)
         path = Path(path)
         kind = file_format(path, format)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"encode_to_file: {path.parent} is not a directory")
+        if path.is_dir():
+            raise IsADirectoryError(f"encode_to_file: {path} is a directory; name a file")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; overwrite=True replaces it")
 

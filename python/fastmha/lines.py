@@ -28,17 +28,19 @@ def lines(text: list[str], files: list[Path]) -> Iterator[str]:
         yield from sentence.split("\n") if "\n" in sentence else [sentence]
     for path in files:
         if str(path) == "-":
-            yield from _stripped(utf8(sys.stdin, UNDECODED), "stdin")
+            yield from _stripped(utf8(sys.stdin, UNDECODED, newline="\n"), "stdin")
         else:
-            # a byte order mark is no character
-            with path.open(encoding="utf-8-sig", errors=UNDECODED) as stream:
+            with path.open(encoding="utf-8", errors=UNDECODED, newline="\n") as stream:
                 yield from _stripped(stream, str(path))
 
 
 def _stripped(stream: Iterable[str], name: str) -> Iterator[str]:
+    """Lines end at "\\n" or "\\r\\n", as for wc: a carriage return elsewhere belongs to the text."""
     for number, line in enumerate(stream, 1):
         check_utf8(f"{name}: line {number}", line)
-        yield line.rstrip("\r\n")
+        if number == 1:
+            line = line.removeprefix("\ufeff")  # a byte order mark is no character
+        yield line.removesuffix("\n").removesuffix("\r")
 
 
 def check_utf8(where: str, line: str) -> None:
@@ -76,9 +78,10 @@ def chunks(texts: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
     raise mistake
 
 
-def utf8(stream: TextIO, errors: str = "strict") -> TextIO:
+def utf8(stream: TextIO, errors: str = "strict", newline: str | None = None) -> TextIO:
     """Sentences are UTF-8 whatever the locale says."""
     reconfigure: Any = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(encoding="utf-8", errors=errors)
+        options = {} if newline is None else {"newline": newline}
+        reconfigure(encoding="utf-8", errors=errors, **options)
     return stream

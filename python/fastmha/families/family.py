@@ -180,9 +180,12 @@ class Weights(Mapping[str, Float32]):
 
 def _stored_names(tensors: Tensors, prefix: str) -> dict[str, str]:
     """Present names without prefix -> the names in the file."""
-    stored = {}
+    stored: dict[str, str] = {}
     for name in tensors:
         stem, _, kind = name.removeprefix(prefix).rpartition(".")
         present = OLD_NAMES.get(kind, kind)
-        stored[f"{stem}.{present}" if stem else present] = name
+        full = f"{stem}.{present}" if stem else present
+        if full in stored:
+            raise ValueError(f"{stored[full]} and {name} are the same tensor; keep one of them")
+        stored[full] = name
     return stored
