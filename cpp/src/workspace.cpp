@@ -1,5 +1,6 @@
 #include "workspace.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 
@@ -25,7 +26,9 @@ struct Buffer {
   ~Buffer() { std::free(data); }
 };
 
-thread_local Buffer kept;
+// One for an operation, and one for the step of a sub-layer that it leads all threads through.
+constexpr int kBuffers = 2;
+thread_local Buffer kept[kBuffers];
 
 }  // namespace
 
@@ -34,26 +37,27 @@ Workspace::Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes) 
   // compete for the same cache sets.
   stride_ = (bytes_per_thread + kPage - 1) / kPage * kPage + 64;
   const size_t bytes = stride_ * static_cast<size_t>(threads) + shared_bytes;
-  own_ = kept.leased || bytes > kMostKept * static_cast<size_t>(threads);
-  if (own_) {
+  Buffer* const buffer = std::find_if(kept, kept + kBuffers, [](const Buffer& one) { return !one.leased; });
+  if (buffer == kept + kBuffers || bytes > kMostKept * static_cast<size_t>(threads)) {
     base_ = allocate(bytes);
     return;
   }
-  if (bytes > kept.bytes) {
+  if (bytes > buffer->bytes) {
     char* grown = allocate(bytes);
-    std::free(kept.data);
-    kept.data = grown;
-    kept.bytes = bytes;
+    std::free(buffer->data);
+    buffer->data = grown;
+    buffer->bytes = bytes;
   }
-  kept.leased = true;
-  base_ = kept.data;
+  buffer->leased = true;
+  leased_ = &buffer->leased;
+  base_ = buffer->data;
 }
 
 Workspace::~Workspace() {
-  if (own_) {
-    std::free(base_);
+  if (leased_ != nullptr) {
+    *leased_ = false;
   } else {
-    kept.leased = false;
+    std::free(base_);
   }
 }
 

@@ -20,7 +20,8 @@ namespace fastmha {
 //
 // Taken before a parallel region; slices are written first by the thread that uses them, which places their pages
 // on its NUMA node for as long as the buffer does not grow (the same thread numbers stay on the same nodes only if
-// the user pins them: OMP_PROC_BIND). A second lease while one is alive gets memory of its own.
+// the user pins them: OMP_PROC_BIND). A second lease while one is alive (a sub-layer's step within the
+// sub-layer) has a buffer of its own that is kept as well; a third gets new memory.
 class Workspace {
  public:
   Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes = 0);
@@ -42,7 +43,7 @@ class Workspace {
   char* base_ = nullptr;
   size_t stride_ = 0;
   int threads_ = 0;
-  bool own_ = false;
+  bool* leased_ = nullptr;  // of the buffer that it is from; null: memory of its own
 };
 
 }  // namespace fastmha
