@@ -35,7 +35,7 @@ def lines(text: list[str], files: list[Path]) -> Iterator[str]:
 
 
 def _stripped(stream: Iterable[str], name: str) -> Iterator[str]:
-    """Lines end at "\\n" or "\\r\\n", as for wc: a carriage return elsewhere belongs to the text."""
+    """Lines end at a line feed, as for wc: a carriage return within one belongs to the text."""
     for number, line in enumerate(stream, 1):
         check_utf8(f"{name}: line {number}", line)
         if number == 1:
