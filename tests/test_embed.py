@@ -194,12 +194,15 @@ def test_interrupted(tmp_path, checkpoint, model, form, stop):
     texts = varied(5000)
     source, out = write_lines(tmp_path / "texts.txt", texts), tmp_path / f"out.{form}"
     state = tmp_path / f"{out.name}.partial.json"
+    # A job in the background of a shell ignores SIGINT, and so do its children: not this one.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command("--model", checkpoint, "-o", out),
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, ours)
     # Two blocks and half of one: it waits for the rest, and cannot end before the signal.
     process.stdin.write("".join(f"{text}\n" for text in texts[:2560]))
     process.stdin.flush()
