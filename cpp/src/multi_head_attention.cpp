@@ -91,6 +91,7 @@ AttentionPlan plan_heads(const Call& call, const MutableView& projected, const M
   const int64_t dim = call.head_dim, kv_stride = kv.strides[0];
   AttentionParams params;
   params.is_causal = call.params.is_causal;
+  params.scale = call.params.scale;
   params.key_lengths = key_lengths;
   const float *key = kv.data, *value = kv.data + call.kv_width();
   if (queries.bounds != nullptr) {
