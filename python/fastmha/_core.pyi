@@ -26,6 +26,7 @@ def scaled_dot_product_attention(
     query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     return_weights: bool,
     return_lse: bool,
@@ -42,6 +43,7 @@ def varlen_attention(
     query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     return_weights: bool,
     return_lse: bool,
@@ -70,6 +72,7 @@ def attention_with_kvcache(
     scale: float | None,
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     out: Float32 | None,
 ) -> Float32:
