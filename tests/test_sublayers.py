@@ -44,18 +44,32 @@ def around(steps, x, residual, norm_before=None, norm_after=None):
     return y if norm_after is None else norm_after(y)
 
 
-def attend(mha, query, key, *, is_causal, residual, key_lengths=None, bounds=None, norms=None):
+def attend(
+    mha,
+    query,
+    key,
+    *,
+    is_causal,
+    residual,
+    key_lengths=None,
+    bounds=None,
+    norms=None,
+    relative_bias=None,
+):
     """The steps of multi-head attention."""
 
     def steps(x, residual):
         q, k, v = mha._project(x, key, None, x.ndim)
         if bounds is not None:
-            attended = fm.varlen_attention(q, k, v, *bounds, is_causal=is_causal, scale=mha.scale)
+            attended = fm.varlen_attention(
+                q, k, v, *bounds, is_causal=is_causal, scale=mha.scale, relative_bias=relative_bias
+            )
         else:
             attended = fm.scaled_dot_product_attention(
                 *(a.transpose(0, 2, 1, 3) for a in (q, k, v)),
                 is_causal=is_causal,
                 scale=mha.scale,
+                relative_bias=relative_bias,
                 key_lengths=key_lengths,
             ).transpose(0, 2, 1, 3)
         joined = np.ascontiguousarray(attended).reshape(*x.shape[:-1], mha.num_heads * mha.head_dim)
@@ -153,6 +167,35 @@ def test_heads_of_another_width(random, num_threads, scale):
     x = random.normal(3, 4, 30)
     steps = [mha(x[:, i : i + 1], cache=cache, is_causal=True) for i in range(4)]
     np.testing.assert_allclose(np.concatenate(steps, 1), mha(x, is_causal=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("reach", [0, 3, 200])
+def test_relative_bias(random, num_threads, reach):
+    mha = shaken(fm.MultiHeadAttention(64, 4, seed=0))
+    bias = random.normal(4, 2 * reach + 1)
+    for batch, length in ((40, 5), (2, 60), (1, 130), (30, 1)):
+        x, memory = random.normal(batch, length, 64), random.normal(batch, length + 4, 64)
+        bounds = np.arange(batch + 1) * length
+        options = {"residual": x, "relative_bias": bias}
+        for key, is_causal in ((None, True), (None, False), (memory, False)):
+            expected = attend(mha, x, key, is_causal=is_causal, **options)
+            for threads in (1, 2):
+                num_threads(threads)
+                actual = mha(x, key, is_causal=is_causal, **options)
+                assert_same_bits(actual, expected, f"{threads} threads")
+        rows = x.reshape(-1, 64)
+        expected = attend(mha, x, None, is_causal=False, **options).reshape(-1, 64)
+        actual = mha(rows, cu_seqlens=bounds, residual=rows, relative_bias=bias)
+        assert_same_bits(actual, expected, "ragged")
+    with pytest.raises(ValueError, match=r"relative_bias must have shape \(heads, 2 R \+ 1\)"):
+        mha(x, relative_bias=bias[:3])
+    with pytest.raises(ValueError, match="relative_bias must be finite"):
+        mha(x, relative_bias=bias + np.float32(np.nan))
+
+
+def test_a_scale_that_is_no_number_is_refused(random):
+    with pytest.raises(ValueError, match="scale must be finite"):
+        fm.MultiHeadAttention(64, 4, scale=float("nan"), seed=0)(random.normal(300, 5, 64))
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -97,10 +97,10 @@ int64_t sequences_in(const py::array& array) { return array.ndim() == 2 ? 1 : ar
 
 py::array multi_head_attention_py(const PackedLinear& in_proj, const PackedLinear* kv_proj,
                                   const PackedLinear& out_proj, int64_t heads, int64_t kv_heads,
-                                  py::handle scale, py::handle x, py::handle memory, py::handle is_causal,
-                                  py::handle key_lengths, py::handle cu_seqlens, py::handle cu_seqlens_memory,
-                                  py::handle residual, py::handle norm_before, py::handle norm_after,
-                                  py::handle out) {
+                                  py::handle scale, py::handle relative_bias, py::handle x, py::handle memory,
+                                  py::handle is_causal, py::handle key_lengths, py::handle cu_seqlens,
+                                  py::handle cu_seqlens_memory, py::handle residual, py::handle norm_before,
+                                  py::handle norm_after, py::handle out) {
   const char* op = "multi_head_attention";
   Around around(op, in_proj, out_proj, x, residual, norm_before, norm_after, out);
   MultiHeadAttentionParams params;
@@ -108,6 +108,12 @@ py::array multi_head_attention_py(const PackedLinear& in_proj, const PackedLinea
   params.heads = heads;
   params.kv_heads = kv_heads;
   params.is_causal = flag(op, "is_causal", is_causal);
+  std::optional<Input> relative;
+  if (!relative_bias.is_none()) {
+    relative = float_input(op, "relative_bias", relative_bias, 2);
+    params.relative_bias = relative->view;
+    around.out.refuse("relative_bias", relative->array);
+  }
   if (!scale.is_none()) params.scale = static_cast<float>(number(op, "scale", scale));
 
   std::optional<Input> source;

@@ -121,6 +121,7 @@ def multi_head_attention(
     heads: int,
     kv_heads: int,
     scale: float | None,
+    relative_bias: Float32 | None,
     x: Float32,
     memory: Float32 | None,
     is_causal: bool,

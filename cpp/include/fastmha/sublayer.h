@@ -70,6 +70,8 @@ struct MultiHeadAttentionParams {
   bool is_causal = false;
   // Of the scores; 1 / sqrt(head_dim) when not set.
   std::optional<float> scale;
+  // (heads, 2 R + 1), added to the scores by distance; see AttentionParams. Empty: none.
+  ConstView relative_bias;
   SublayerNorm norm_before;  // of x; a memory is taken as it is
   SublayerNorm norm_after;
   ConstView residual;  // of out's shape, added before norm_after; empty: none

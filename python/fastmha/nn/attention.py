@@ -274,7 +274,6 @@ class MultiHeadAttention(Module):
         """
         self._check_call(query, key, attn_mask, key_lengths, cu_seqlens, cu_seqlens_k, cache)
         plain = attn_mask is None and cache is None and not return_weights
-        plain = plain and relative_bias is None
         if plain and self._made_from_one_input(key, value):
             return self._attend_fused(
                 query,
@@ -419,6 +418,7 @@ class MultiHeadAttention(Module):
             self.num_heads,
             self.num_kv_heads,
             self.scale,
+            relative_bias,
             query,
             key,
             is_causal,
