@@ -20,12 +20,20 @@ constexpr int kGroup = 4;
 using Group = VecGroup<kGroup>;
 static_assert(kTopKBlock % Group::kLanes == 0 && kTopKPiece % kTopKBlock == 0, "no rest");
 
+constexpr int64_t kLine = 16;  // floats per cache line
+// Floats by which a row is asked for ahead of use: 512 rows of 32,000 from memory 62 -> 78 GB/s; twice as far gains 4
+// points more, from L2 and L3 neither shows.
+constexpr int64_t kAhead = 2048;
+
 // ---- largest and sum --------------------------------------------------------------------------------------
 
 // The largest number of a block; -infinity for NaN alone (max returns its second argument when one is NaN).
 FASTMHA_INLINE float largest_of(const float* x) {
   Group top = Group::set1(-kInfinity);
-  for (int64_t i = 0; i < kTopKBlock; i += Group::kLanes) top = max(Group::load(x + i), top);
+  for (int64_t i = 0; i < kTopKBlock; i += Group::kLanes) {
+    for (int64_t line = 0; line < Group::kLanes; line += kLine) __builtin_prefetch(x + i + line + kAhead);
+    top = max(Group::load(x + i), top);
+  }
   FASTMHA_UNROLL
   for (int i = 1; i < kGroup; ++i) top.member[0] = max(top.member[0], top.member[i]);
   return reduce_max(top.member[0]);
