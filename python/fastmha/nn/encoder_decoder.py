@@ -123,6 +123,11 @@ class EncoderDecoder(Module):
         """
         ids, bounds = _checked("target_logits", "target", target_ids, cu_seqlens, self.vocab_size)
         _check_longest("target_logits", "target", bounds, self.max_target_length)
+        lonely = len(ids) == len(bounds) - 1 and self.max_target_length != 1
+        if lonely:
+            # Only single tokens: attention would take its way for single queries, which rounds in
+            # another order. A second token keeps scores the same bits in any company.
+            ids, bounds = ids.repeat(2), bounds * 2
         positions = np.arange(len(ids)) - np.repeat(bounds[:-1], np.diff(bounds))
         x = self.decoder(
             self._embed_target(ids, positions),
@@ -130,7 +135,7 @@ class EncoderDecoder(Module):
             cu_seqlens=bounds,
             memory_cu_seqlens=memory_cu_seqlens,
         )
-        return self._logits(x)
+        return self._logits(x[::2].copy() if lonely else x)
 
     def _encode(self, ids: Int64, cu_seqlens: Int64) -> Float32:
         out: Float32 = self.encoder(self._embed_source(ids, cu_seqlens), cu_seqlens=cu_seqlens)
@@ -208,7 +213,9 @@ class Generation:
         """Keep the sources at the places `sources`, in rising order, and forget the others."""
         assert self._cache is not None
         self._cache.select(sources)
-        self._positions = self._positions.reshape(-1, self._beam_size)[sources].ravel()
+        self._positions = self._positions.reshape(-1, self._beam_size)[
+            np.asarray(sources, np.int64)
+        ].ravel()
 
 
 def _checked(

@@ -197,9 +197,7 @@ class Transformer(EncoderDecoder):
             raise ValueError(f"Transformer: source {int(empty[0])} is empty")
         target = self._checked(Tokens("Transformer", "tgt", tgt, tgt_lengths))
         if target.batch != source.batch:
-            raise ValueError(
-                f"Transformer: src holds {source.batch} sequences, tgt {target.batch}"
-            )
+            raise ValueError(f"Transformer: src holds {source.batch} sequences, tgt {target.batch}")
         x = self.decoder(
             self._embed_target(target.ids, target.positions),
             self._encode(source.ids, source.cu_seqlens),
