@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from fastmha import _core
 from fastmha._types import Float32, Int64
 from fastmha.decoding.settings import GenerationSettings
 from fastmha.decoding.targets import Float64
-from fastmha.decoding.top_k import top_k
 
 __all__ = ["draw"]
 
@@ -32,7 +32,7 @@ def _from_best(
     logits: Float32, uniform: Float64, settings: GenerationSettings, count: int
 ) -> Int64:
     """From the `count` most probable tokens, as if there were no others."""
-    values, tokens, _ = top_k(logits, count)
+    values, tokens, _ = _core.top_k(logits, count)
     weights = np.exp(values.astype(np.float64) - values[:, :1])
     weights /= weights.sum(axis=1, keepdims=True)
     return _pick(tokens, weights, uniform, settings)
@@ -48,7 +48,7 @@ def _from_enough(logits: Float32, uniform: Float64, settings: GenerationSettings
     rows = np.arange(len(logits))
     count = min(FIRST_LOOK, vocabulary)
     while True:
-        values, tokens, total = top_k(logits[rows], count)
+        values, tokens, total = _core.top_k(logits[rows], count)
         weights = np.exp(values.astype(np.float64) - total[:, None])
         enough = weights.sum(axis=1) >= settings.top_p
         enough |= weights[:, -1] < settings.min_p * weights[:, 0]
