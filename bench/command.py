@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.results import Run
 
 # Of the modules in bench.workloads, which import NumPy.
-SUITES = ("attention", "decode", "linear", "norm", "blocks", "scaling")
+SUITES = ("attention", "decode", "linear", "norm", "blocks", "generate", "scaling")
 # Other processes: scaling over threads, and beside a busy PyTorch.
 PROCESSES = ("threads", "beside")
 INTERRUPTED = 130  # the exit status that shells give Ctrl-C
@@ -26,8 +26,9 @@ INTERRUPTED = 130  # the exit status that shells give Ctrl-C
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="fastmha beside NumPy, PyTorch, ONNX Runtime and OpenVINO: same inputs, same "
-        "answers, same threads. Without options: everything, in about ten minutes.",
+        description="fastmha beside NumPy, PyTorch, ONNX Runtime, OpenVINO, transformers and "
+        "CTranslate2: same inputs, same answers, same threads. Without options: everything, in "
+        "about fifteen minutes.",
     )
     parser.add_argument(
         "--suite",
