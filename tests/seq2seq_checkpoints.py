@@ -20,7 +20,10 @@ SIZES = {
 }
 # model_type -> names of transformers' classes, and the sizes
 FAMILIES = {
+    "bart": ("BartConfig", "BartForConditionalGeneration", SIZES),
+    "m2m_100": ("M2M100Config", "M2M100ForConditionalGeneration", SIZES),
     "marian": ("MarianConfig", "MarianMTModel", SIZES),
+    "mbart": ("MBartConfig", "MBartForConditionalGeneration", SIZES),
 }
 
 
@@ -35,17 +38,20 @@ def write_checkpoint(
     model = getattr(transformers, model_class)(made).eval()
     # what is all 0 or 1 would hide a wrong name, so norms and biases are drawn, too
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    fixed = ("embed_positions.",) if model_type in ("marian", "m2m_100") else ()
+    fixed = model_type in ("marian", "m2m_100")  # positions that nothing is learnt in
     with torch.no_grad():
         for name, parameter in state.items():
-            if not any(piece in name for piece in fixed):
-                parameter.normal_(0, std)
-                if "norm" in name and name.endswith("weight"):
-                    parameter.add_(1)
+            if fixed and "embed_positions" in name:
+                continue
+            parameter.normal_(0, std)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1)
     model.to(dtype)
     options = {} if shards is None else {"max_shard_size": shards}
     model.save_pretrained(directory, **options)
-    return model.float()
+    if dtype != torch.float32:  # read again: to() has rounded fixed positions, too
+        model = type(model).from_pretrained(directory, dtype=torch.float32).eval()
+    return model
 
 
 def load(directory):

@@ -5,12 +5,14 @@ seq2seq     what encoder-decoders are built from
 settings    which fields of config.json are understood
 family      config.json and *.safetensors -> a network with its weights
 bert ...    one family of encoders each
-marian ...  one family of encoder-decoders each
+bart ...    one family of encoder-decoders each
 """
 
+from fastmha.families.bart import BART, MBART
 from fastmha.families.bert import BERT
 from fastmha.families.distilbert import DISTILBERT
 from fastmha.families.family import Family
+from fastmha.families.m2m_100 import M2M_100
 from fastmha.families.marian import MARIAN
 from fastmha.families.modernbert import MODERNBERT
 from fastmha.families.mpnet import MPNET
@@ -33,5 +35,8 @@ FAMILIES: dict[str, Family[Network]] = {
 
 # and of encoders with a decoder
 SEQ2SEQ_FAMILIES: dict[str, Family[EncoderDecoder]] = {
+    "bart": BART,
+    "m2m_100": M2M_100,
     "marian": MARIAN,
+    "mbart": MBART,
 }

@@ -130,7 +130,8 @@ class Family(Generic[Kind]):
 def _check_sizes(settings: Any, tensors: Tensors) -> None:
     """No size is negative, or so large that making the network would fill the memory."""
     numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
-    for name, value in dataclasses.asdict(settings).items():
+    fields = dataclasses.asdict(settings)
+    for name, value in fields.items():
         if type(value) is not int:
             continue
         if value < 0:
@@ -141,6 +142,13 @@ def _check_sizes(settings: Any, tensors: Tensors) -> None:
             raise ValueError(
                 f"{name} is {value}, the weights are {len(tensors)} tensors of {numbers} numbers"
             )
+    # sines and cosines are in no tensor, but take room
+    positions, width = fields.get("max_position_embeddings", 0), fields.get("d_model", 0)
+    if positions * width > max(numbers, 1_000_000):
+        raise ValueError(
+            f"max_position_embeddings is {positions} for d_model {width}, the weights are "
+            f"{len(tensors)} tensors of {numbers} numbers"
+        )
 
 
 class Weights(Mapping[str, Float32]):
