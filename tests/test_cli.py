@@ -438,6 +438,18 @@ def test_attend_for_encoders(tmp_path):
         assert message in run(*arguments, expect=1)[1]
 
 
+def test_attend_refuses_what_no_browser_shows(tmp_path):
+    """Before the weights are computed: 12 heads times 3,000 tokens squared would be 100 million."""
+    write_checkpoint(tmp_path, "bert", max_position_embeddings=5000)
+    err = run("attend", "--model", tmp_path, "w3 " * 3000, "-o", tmp_path / "a.html", expect=1)[1]
+    assert "3002 tokens have 108,144,048 weights" in err
+    assert "shorten the text to 577 tokens" in err
+    assert not (tmp_path / "a.html").exists()
+    maps = AttentionMaps(("a",), ("b",), "b", *[[np.zeros((9, 400, 400), np.float32)] * 1] * 3)
+    with pytest.raises(ValueError, match=r"attend: 4,320,000 weights .* a page holds 4,000,000"):
+        attend_page("a", maps)
+
+
 def test_the_page_needs_no_network(tmp_path):
     run("attend", HAMBURGER, "-o", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text("utf-8")

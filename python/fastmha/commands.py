@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import fastmha as fm
-from fastmha.attend_page import attend_page, encoder_page
+from fastmha.attend_page import MOST_WEIGHTS, attend_page, encoder_page
 from fastmha.command_tools import Threads, fail, mistakes_as_one_line, set_threads
 from fastmha.embed_command import embed
 from fastmha.encoder_model import EncoderModel
@@ -158,7 +158,8 @@ def attend(
         if isinstance(loaded, EncoderModel):
             if beam != 1 or max_new_tokens is not None:
                 raise ValueError("--beam and --max-new-tokens are for models that translate")
-            output.write_text(encoder_page(text, loaded.attention(text)), "utf-8")
+            encoded = loaded.attention(text, most_weights=MOST_WEIGHTS)
+            output.write_text(encoder_page(text, encoded), "utf-8")
             print(output)
             return
         _name_unknown(loaded, 1, [text])

@@ -3,7 +3,6 @@
 The lines are read, embedded and written in chunks; at any time one chunk is in memory.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,8 +107,6 @@ def embed(
     """
     with mistakes_as_one_line():
         set_threads(threads)
-        if threads is not None:  # the tokenizer's threads start with the first texts
-            os.environ["RAYON_NUM_THREADS"] = str(threads)
         sources = files or [STANDARD]
         if not files and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to embed: give a file, or a pipe")
@@ -139,7 +136,9 @@ class Job:
     ) -> None:
         self.model, self.sources = model, sources
         self.settings: dict[str, Any] = {
-            **{"batch_tokens": batch_tokens, "normalize": normalize, "prompt": prompt}
+            "batch_tokens": batch_tokens,
+            "normalize": normalize,
+            "prompt": prompt,
         }
 
     def _encode(self, texts: list[str]) -> Float32:
