@@ -26,10 +26,11 @@ import numpy as np
 
 from fastmha._types import Int64
 from fastmha.config import read_json
+from fastmha.decoding import GenerationSettings
 from fastmha.texts import check_text, read_tokenizer
 from fastmha.vocabularies import SentencePieces, TokenizerJson, Vocabulary, read_pieces
 
-__all__ = ["TranslationTexts", "read_pair", "read_translation_texts"]
+__all__ = ["TextTooLongError", "TranslationTexts", "read_pair", "read_translation_texts"]
 
 # The languages of checkpoints whose files do not list them, in the order of their ids. (NLLB's 202
 # are in its tokenizer.json and tokenizer_config.json.)
@@ -96,6 +97,15 @@ USUAL_KINDS = {
     **{"marian": "MarianTokenizer", "mbart": "MBartTokenizer", "m2m_100": "M2M100Tokenizer"},
     **{"t5": "T5Tokenizer", "mt5": "T5Tokenizer"},
 }
+
+
+class TextTooLongError(ValueError):
+    """A source with more tokens than the model can read."""
+
+    def __init__(self, index: int, tokens: int, longest: int) -> None:
+        self.index = index
+        self.reason = f"{tokens} tokens, the model has {longest} positions; split it"
+        super().__init__(f"translate: text {index} has {self.reason}")
 
 
 @dataclass
@@ -172,10 +182,7 @@ class TranslationTexts:
                 ids = self._cut(ids, longest, len(front) + len(behind))
             whole = np.array([*front, *ids, *behind], np.int64)
             if longest is not None and len(whole) > longest:
-                raise ValueError(
-                    f"translate: text {n} has {len(whole)} tokens, the model has {longest} "
-                    "positions; split it"
-                )
+                raise TextTooLongError(n, len(whole), longest)
             sources.append(whole)
         return sources
 
@@ -188,17 +195,35 @@ class TranslationTexts:
         """The text of a target; special tokens are left out."""
         return self.target.decode(ids.tolist())
 
-    def start(self, tgt_lang: str | None) -> dict[str, int]:
-        """The generation settings that make a target one of this language; none where the source
-        says it."""
+    def start(self, tgt_lang: str | None, settings: GenerationSettings) -> dict[str, int]:
+        """The settings that make a target one of this language; none where the source says it, or
+        `settings` do.
+
+        Raises
+        ------
+        ValueError
+            A language that is not known, or none where one must be said.
+        """
+        convention = self.convention
+        if tgt_lang is None and convention is not None and not convention.of_target:
+            said = settings.forced_bos_token_id is not None or (
+                convention.starts and settings.decoder_start_token_id in self.languages.values()
+            )
+            if said:
+                return {}
+            tgt_lang = self.tgt_lang
+            if tgt_lang is None:
+                raise ValueError(
+                    "translate: tgt_lang must say the language of the translation, one of "
+                    f"{', '.join(self.languages)}"
+                )
         if tgt_lang is None:
             return {}
         token = self.language("tgt_lang", tgt_lang)
-        assert self.convention is not None
-        if self.convention.of_target:
+        assert convention is not None
+        if convention.of_target:
             return {}
-        name = "decoder_start_token_id" if self.convention.starts else "forced_bos_token_id"
-        return {name: token}
+        return {"decoder_start_token_id" if convention.starts else "forced_bos_token_id": token}
 
     def language(self, argument: str, name: str) -> int:
         """The token of the language called `name`."""

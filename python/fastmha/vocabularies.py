@@ -64,6 +64,11 @@ class Vocabulary(ABC):
     @abstractmethod
     def token(self, id_: int) -> str | None: ...
 
+    def labels(self, ids: Sequence[int]) -> list[str]:
+        """What each id stands for, to show it."""
+        names = ((id_, self.token(id_)) for id_ in ids)
+        return [f"#{id_}" if name is None else name for id_, name in names]
+
     @property
     @abstractmethod
     def tokens(self) -> Mapping[str, int]:
