@@ -23,7 +23,8 @@ from fastmha.command_tools import Threads, fail, mistakes_as_one_line, set_threa
 from fastmha.embed_command import embed
 from fastmha.encoder_model import EncoderModel
 from fastmha.lines import chunks, lines
-from fastmha.models import TranslationModel, UnknownCharacterWarning, demo_model_path
+from fastmha.models import demo_model_path
+from fastmha.translation_model import TranslationModel, UnknownCharacterWarning
 
 # Lines that are read, translated and written before the next are read: the memory that any number
 # of them needs.
