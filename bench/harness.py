@@ -29,6 +29,7 @@ POOLS = {
     "numpy": ("OpenBLAS", 0.002),
     "onnxruntime": ("ONNX Runtime", 0.05),
     "openvino": ("TBB", 0.002),
+    "ctranslate2": ("CTranslate2", 0.02),
 }
 
 Answer = NDArray[Any]
@@ -53,6 +54,7 @@ class Workload:
     axis: tuple[str, int] | None = None  # of the workloads that make a curve: its name and place
     bound: str = "either"  # see `Result.bound`
     rivals: tuple[str, ...] | None = None  # not all of them
+    absent: str | None = None  # why it cannot be measured here: something is not installed
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The README's section of numbers, made from a run: nothing in it is typed by hand."""
 
 from bench.report import words
-from bench.results import OURS, Result, Run
+from bench.results import FIRST_EMBEDDING, OURS, Result, Run
 
 RIVALS = {rival: name for rival, name in words.NAMES.items() if rival != OURS}
 BEGIN, END = "<!-- python -m bench.report ... --readme -->", "<!-- end of what bench wrote -->"
@@ -37,6 +37,10 @@ SHOWN = (
 )
 
 
+# Sentence embeddings have a table of their own, where they were measured.
+SENTENCES = "encode"
+
+
 def section(run: Run) -> str:
     by_name = {result.name: result for result in run.measured}
     absent = [name for name in SHOWN if name not in by_name and not _failed(run, name)]
@@ -47,13 +51,35 @@ def section(run: Run) -> str:
         )
     shown = [by_name[name] for name in SHOWN if name in by_name]
     rivals = [name for name in RIVALS if any(result.best(name) for result in run.measured)]
-    titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "best rival", "of the limit"]
-    lines = [_intro(run, rivals), "", _line(titles), _line(["---"] * len(titles))]
-    lines += [_line(_cells(result, rivals)) for result in shown]
+    lines = [_intro(run, rivals), "", *_table(shown)]
+    sentences = [result for result in run.measured if result.suite == SENTENCES]
+    if sentences:
+        lines += ["", *_table(sentences)]
+    if run.startup:
+        lines += ["", *_starts(run)]
     below = [_losses(run), "", _missed(run)]
     if run.failures or run.unfinished:
         below += ["", _not_measured(run)]
     return "\n".join([BEGIN, *lines, "", *below, END]) + "\n"
+
+
+def _table(results: list[Result]) -> list[str]:
+    rivals = [name for name in RIVALS if any(result.best(name) for result in results)]
+    titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "best rival", "of the limit"]
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    return lines + [_line(_cells(result, rivals)) for result in results]
+
+
+def _starts(run: Run) -> list[str]:
+    """From the start of a process to its first embedding, one column each."""
+    titles = ["all-MiniLM-L6-v2", *(words.STARTS[record["rival"]] for record in run.startup)]
+    cells = [
+        f"{words.duration(record['seconds'])}, {words.megabytes(record['bytes'])}"
+        for record in run.startup
+    ]
+    cells = [f"**{cells[0]}**" if run.startup[0]["rival"] == OURS else cells[0], *cells[1:]]
+    row = [f"{FIRST_EMBEDDING}: time, memory", *cells]
+    return [_line(titles), _line(["---"] * len(titles)), _line(row)]
 
 
 def _failed(run: Run, name: str) -> bool:

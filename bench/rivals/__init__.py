@@ -27,8 +27,8 @@ class Call:
 Calls = dict[str, Callable[[], Any] | Call]
 
 # torch before fastmha: fastmha then runs on the OpenMP pool that torch brings, and only one spins.
-LOADED_IN_ORDER = ("torch", "fastmha", "numpy", "onnxruntime", "openvino")
-SHOWN_IN_ORDER = ("fastmha", "torch", "numpy", "onnxruntime", "openvino")
+LOADED_IN_ORDER = ("torch", "fastmha", "numpy", "onnxruntime", "openvino", "ctranslate2")
+SHOWN_IN_ORDER = ("fastmha", "torch", "numpy", "onnxruntime", "openvino", "ctranslate2")
 OURS = "fastmha"
 OPTIONAL = tuple(name for name in SHOWN_IN_ORDER if name not in (OURS, "numpy"))
 
