@@ -58,6 +58,7 @@ class Workload:
     bound: str = "either"  # see `Result.bound`
     rivals: tuple[str, ...] | None = None  # not all of them
     work: tuple[int, str] | None = None  # so many of what a user counts by: 32 tokens
+    absent: str | None = None  # why it cannot be measured here: something is not installed
 
 
 @dataclass

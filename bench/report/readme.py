@@ -1,7 +1,7 @@
 """The README's section of numbers, made from a run: nothing in it is typed by hand."""
 
 from bench.report import words
-from bench.results import OURS, Result, Run
+from bench.results import FIRST_EMBEDDING, OURS, Result, Run
 from bench.rivals import LESS_PRECISE
 
 RIVALS = {rival: name for rival, name in words.NAMES.items() if rival != OURS}
@@ -46,6 +46,10 @@ GENERATION_INTRO = (
 )
 
 
+# Sentence embeddings have a table of their own, where they were measured.
+SENTENCES = "encode"
+
+
 def section(run: Run) -> str:
     by_name = {result.name: result for result in run.measured}
     absent = [name for name in SHOWN if name not in by_name and not _failed(run, name)]
@@ -57,6 +61,11 @@ def section(run: Run) -> str:
     generated = [result for result in run.measured if result.suite == GENERATION]
     everybody = _present(run.measured)
     lines = [_intro(run, everybody), "", *_table([by_name[n] for n in SHOWN if n in by_name])]
+    sentences = [result for result in run.measured if result.suite == SENTENCES]
+    if sentences:
+        lines += ["", *_table(sentences)]
+    if run.startup:
+        lines += ["", *_starts(run)]
     if generated:
         lines += ["", GENERATION_INTRO, "", *_table(generated)]
     below = [_losses(run), "", _missed(run)]
@@ -75,6 +84,18 @@ def _table(results: list[Result]) -> list[str]:
     titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "best rival", "of the limit"]
     lines = [_line(titles), _line(["---"] * len(titles))]
     return lines + [_line(_cells(result, rivals)) for result in results]
+
+
+def _starts(run: Run) -> list[str]:
+    """From the start of a process to its first embedding, one column each."""
+    titles = ["all-MiniLM-L6-v2", *(words.STARTS[record["rival"]] for record in run.startup)]
+    cells = [
+        f"{words.duration(record['seconds'])}, {words.megabytes(record['bytes'])}"
+        for record in run.startup
+    ]
+    cells = [f"**{cells[0]}**" if run.startup[0]["rival"] == OURS else cells[0], *cells[1:]]
+    row = [f"{FIRST_EMBEDDING}: time, memory", *cells]
+    return [_line(titles), _line(["---"] * len(titles)), _line(row)]
 
 
 def _failed(run: Run, name: str) -> bool:

@@ -42,6 +42,11 @@ def calls(problem: problems.Problem) -> Calls:
             return _rows(problem)
         case problems.Block():
             return _block(problem)
+        case problems.Sentences():
+            model = fm.load(problem.directory)
+            assert isinstance(model, fm.EncoderModel)
+            ids = problem.ids
+            return {"": lambda: model.encode_ids(ids, normalize=True)}
         case problems.Generation():
             return _generation(problem)
 
