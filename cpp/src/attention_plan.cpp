@@ -123,6 +123,28 @@ void set_slopes(const char* op, const ConstView& slopes, int64_t batch, int64_t 
   plan.slope_head_stride = slopes.strides[slopes.rank - 1];
 }
 
+void set_relative_bias(const char* op, const ConstView& bias, int64_t heads, AttentionPlan& plan) {
+  if (bias.empty()) return;
+  FASTMHA_CHECK(bias.rank == 2 && bias.shape[0] == heads && bias.shape[1] % 2 == 1, op,
+                ": relative_bias must have shape (heads, 2 R + 1) = (", heads,
+                ", an odd number), one bias for each distance from -R to R, got ", shape_text(bias));
+  check_float32(op, "relative_bias", bias);
+  check_last_axis(op, "relative_bias", bias);
+  for (int64_t h = 0; h < heads; ++h) {
+    const float* row = bias.data + h * bias.strides[0];
+    bool finite = true;
+    for (int64_t at = 0; at < bias.shape[1]; ++at) finite &= std::abs(row[at]) <= kLargestFactor;
+    if (finite) continue;
+    const float* bad =
+        std::find_if(row, row + bias.shape[1], [](float x) { return !(std::abs(x) <= kLargestFactor); });
+    FASTMHA_CHECK(false, op, ": relative_bias must be finite and at most 2.3e38 in size, got ", *bad,
+                  " for head ", h, "; to hide keys by distance set window");
+  }
+  plan.shared.relative.reach = bias.shape[1] / 2;
+  plan.shared.relative.by_key = bias.data + plan.shared.relative.reach;
+  plan.relative_head_stride = bias.strides[0];
+}
+
 void set_mask(const char* op, const MaskView& mask, const int64_t (&full)[4], AttentionPlan& plan) {
   if (mask.empty()) return;
   FASTMHA_CHECK(mask.data != nullptr || mask.size() == 0, op, ": attn_mask has no data (null pointer)");
@@ -197,6 +219,44 @@ void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlen
                 "), got ", cu_seqlens[sequences]);
 }
 
+size_t relative_rows(int64_t heads, int64_t reach, int bq) {
+  const int64_t floats = heads * (2 * reach + 1 + 2 * bq);
+  return static_cast<size_t>((floats + 15) / 16 * 16);  // what lies behind begins a cache line
+}
+
+size_t relative_rows(const AttentionPlan& plan, int bq) {
+  const RelativeBias& relative = plan.shared.relative;
+  return relative.by_key == nullptr ? 0 : relative_rows(plan.heads, relative.reach, bq);
+}
+
+void set_relative_rows(AttentionPlan& plan, int bq, float* rows) {
+  RelativeBias& relative = plan.shared.relative;
+  if (relative.by_key == nullptr) return;
+  // i + offset - j of all pairs, as far as the bias tells distances apart.
+  const int64_t reach = relative.reach;
+  const auto clip = [reach](int64_t distance) { return std::min(std::max(distance, -reach), reach); };
+  int64_t low = reach, high = -reach;
+  for (int64_t n = 0; n < plan.batch; ++n) {
+    const int64_t offset = plan.query_offsets ? plan.query_offsets[n] : plan.shared.offset;
+    low = std::min(low, clip(offset - plan.kv_len_of(n)));
+    high = std::max(high, clip(offset + plan.q_len_of(n)));
+  }
+  low = std::min(low, high);
+  // A row that begins before low or behind high has the same bias in all lanes.
+  relative.low = low - bq;
+  relative.high = high;
+  relative.by_query = rows;
+  plan.relative_row_floats = high - relative.low + bq;
+  for (int64_t h = 0; h < plan.heads; ++h) {
+    const float* from = relative.by_key + h * plan.relative_head_stride;
+    float* row = rows + h * plan.relative_row_floats - relative.low;
+    const auto scaled = [&](int64_t distance) { return static_cast<float>(kLog2e) * from[-clip(distance)]; };
+    std::fill(row + relative.low, row + low, scaled(low));
+    for (int64_t distance = low; distance <= high; ++distance) row[distance] = scaled(distance);
+    std::fill(row + high + 1, row + high + bq, scaled(high));
+  }
+}
+
 AttentionHead AttentionPlan::head(int64_t n, int64_t h) const {
   AttentionHead one = shared;
   const int64_t kv_head = h / group();
@@ -213,6 +273,10 @@ AttentionHead AttentionPlan::head(int64_t n, int64_t h) const {
   if (query_offsets) one.offset = query_offsets[n];
   if (slopes)
     one.slope = static_cast<float>(kLog2e * slopes[n * slope_sequence_stride + h * slope_head_stride]);
+  if (one.relative.by_key) {
+    one.relative.by_key += h * relative_head_stride;
+    one.relative.by_query += h * relative_row_floats;  // null for kernels that need none: 0 floats
+  }
   if (one.mask) {
     const int64_t at = n * mask_sequence_stride + h * mask_head_stride;
     const int64_t bytes = one.mask_kind == MaskKind::kFloat ? 4 : 1;
@@ -242,6 +306,7 @@ AttentionPlan plan_dense_attention(const char* op, const ConstView& query, const
 
   set_scores(op, params, shared.head_dim, plan.batch, plan);
   set_slopes(op, params.alibi_slopes, plan.batch, plan.heads, plan);
+  set_relative_bias(op, params.relative_bias, plan.heads, plan);
   const int64_t full[4] = {plan.batch, plan.heads, shared.q_len, shared.kv_len};
   set_mask(op, params.attn_mask, full, plan);
   plan.key_lengths = params.key_lengths;
@@ -289,6 +354,7 @@ AttentionPlan plan_varlen_attention(const char* op, const ConstView& query, cons
   AttentionHead& shared = plan.shared;
   set_scores(op, params, shared.head_dim, sequences, plan);
   set_slopes(op, params.alibi_slopes, sequences, plan.heads, plan);
+  set_relative_bias(op, params.relative_bias, plan.heads, plan);
   plan.varlen_weights = params.varlen_weights;
   if (!params.lse.empty()) {
     check_shape(op, "lse", params.lse, {query.shape[0], plan.heads});

@@ -134,7 +134,7 @@ bool takes_short(const AttentionPlan& plan, const ShortKernels& kernels, int64_t
   const bool alike = !plan.cu_seqlens_q && !plan.key_lengths && !plan.query_offsets;
   return (alike ? plan.batch : 1) * plan.heads >= kFewestHeads && plan.q_len_of(n) <= kernels.max_queries &&
          plan.kv_len_of(n) <= kernels.max_keys && plan.shared.mask_kind == MaskKind::kNone &&
-         plan.shared.softcap == 0 && plan.slopes == nullptr;
+         plan.shared.softcap == 0 && plan.slopes == nullptr && plan.shared.relative.by_key == nullptr;
 }
 
 void run_short_here(const AttentionPlan& plan, const ShortKernels& kernels, int64_t first, int64_t last,

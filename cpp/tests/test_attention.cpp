@@ -16,6 +16,7 @@ namespace {
 struct Problem {
   int64_t q_len, kv_len, head_dim, value_dim;
   std::vector<float> query, key, value, out, weights, lse;
+  std::vector<float> biases, turned;  // the relative bias in both orders
   AttentionHead head;
 
   Problem(int64_t q_len_, int64_t kv_len_, int64_t head_dim_, int64_t value_dim_, uint32_t seed = 0)
@@ -44,6 +45,26 @@ struct Problem {
     head.lse_stride = 1;
   }
 
+  // Biases by distance up to `reach`, as AttentionPlan lays them out for panels of bq queries: exactly as long as the
+  // distances that occur.
+  void add_relative_bias(int64_t reach, int bq) {
+    Random random(static_cast<uint32_t>(reach));
+    biases = random.normals(2 * reach + 1);
+    RelativeBias& relative = head.relative;
+    relative.by_key = biases.data() + reach;
+    relative.reach = reach;
+    relative.low = std::min(std::max(head.offset - kv_len + 1, -reach), reach) - bq;
+    relative.high = std::min(std::max(head.offset + q_len - 1, -reach), reach);
+    for (int64_t distance = relative.low; distance < relative.high + bq; ++distance) {
+      turned.push_back(static_cast<float>(1.44269504088896341) * bias(-distance));
+    }
+    relative.by_query = turned.data();
+  }
+  float bias(int64_t distance) const {
+    const int64_t reach = head.relative.reach;
+    return reach == 0 && biases.empty() ? 0 : biases[reach + std::min(std::max(distance, -reach), reach)];
+  }
+
   bool visible(int64_t i, int64_t j) const {
     if (j < i + head.offset - head.left || j > i + head.offset + head.right) return false;
     return head.mask_kind != MaskKind::kBool ||
@@ -63,7 +84,9 @@ struct Problem {
       for (int64_t j = 0; j < kv_len; ++j) {
         double dot = 0;
         for (int64_t d = 0; d < head_dim; ++d) dot += double{query[i * head_dim + d]} * key[j * head_dim + d];
-        score[j] = visible(i, j) ? dot / std::sqrt(static_cast<double>(head_dim)) : -INFINITY;
+        score[j] = visible(i, j)
+                       ? dot / std::sqrt(static_cast<double>(head_dim)) + bias(j - (i + head.offset))
+                       : -INFINITY;
         top = std::max(top, score[j]);
       }
       double sum = 0;
@@ -277,6 +300,25 @@ TEST(panel_windows_and_offsets) {
   }
 }
 
+TEST(panel_relative_bias) {
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    for (int64_t q_len : {1, kernels.bq - 1, kernels.bq + 1, 67}) {
+      for (int64_t reach : {0, 1, kernels.bq - 1, kernels.bq, 100, 1000}) {
+        for (int64_t offset : {-1000, -70, 0, 3, 260, 1000}) {
+          Problem problem(q_len, 300, 16, 16);
+          problem.head.offset = offset;
+          if (reach == 100) problem.head.left = 90;
+          problem.add_relative_bias(reach, kernels.bq);
+          run_panels(kernels, problem.head);
+          CHECK(problem.error() < kTolerance, kernels.name, " q_len ", q_len, " reach ", reach, " offset ",
+                offset, " error ", problem.error());
+        }
+      }
+    }
+  }
+}
+
 // 0 * NaN is NaN: what a masked key holds must be stepped over, pair by pair.
 TEST(panel_never_reads_masked_values) {
   for (const Isa* isa : runnable_isas()) {
@@ -473,6 +515,24 @@ TEST(decode_sizes_around_pieces) {
   }
 }
 
+TEST(decode_relative_bias) {
+  for (const Isa* isa : runnable_isas()) {
+    const DecodeKernels& kernels = *isa->decode;
+    for (int64_t kv_len : {1, 15, 17, kernels.split, 2 * kernels.split + 5}) {
+      for (int64_t reach : {0, 1, 15, 16, 17, 100, 1000}) {
+        for (int64_t offset : {int64_t{-1000}, int64_t{-3}, kv_len - 1, kv_len / 2, int64_t{1000}}) {
+          Problem problem(1, kv_len, 16, 16);
+          problem.head.offset = offset;
+          problem.add_relative_bias(reach, 0);
+          run_decode(kernels, problem.head);
+          CHECK(problem.error() < kTolerance, kernels.name, " kv_len ", kv_len, " reach ", reach, " offset ",
+                offset, " error ", problem.error());
+        }
+      }
+    }
+  }
+}
+
 // A head's result is its own, whoever shares its keys: every way to share out a group's heads over tiles.
 TEST(decode_heads_of_a_group_do_not_depend_on_each_other) {
   for (const Isa* isa : runnable_isas()) {
@@ -621,6 +681,14 @@ TEST(errors_name_what_came) {
   params = {};
   params.window_left = -2;
   CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "window");
+  params = {};
+  params.relative_bias = ConstView(data.data(), {3, 4});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params),
+               "relative_bias must have shape (heads, 2 R + 1) = (3, an odd number)");
+  params.relative_bias = ConstView(data.data(), {3, 3}, {6, 2});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "relative_bias must have a contiguous");
+  params.relative_bias = ConstView(nullptr, {3, 3});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "relative_bias has no data");
 }
 
 TEST_MAIN()

@@ -26,6 +26,7 @@ def scaled_dot_product_attention(
     query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     return_weights: bool,
     return_lse: bool,
@@ -42,6 +43,7 @@ def varlen_attention(
     query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     return_weights: bool,
     return_lse: bool,
@@ -70,6 +72,7 @@ def attention_with_kvcache(
     scale: float | None,
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     out: Float32 | None,
 ) -> Float32:
@@ -93,19 +96,23 @@ class PackedLinear:
     def unpack(self) -> Float32:
         """The weight again, (out_features, in_features), bit for bit what was packed."""
 
-Norm = tuple[Float32, Float32 | None, float]
-"""(weight, bias, eps) of a layer norm."""
+Norm = tuple[Float32, Float32 | None, float] | tuple[Float32, float]
+"""(weight, bias, eps) of a layer norm, or (weight, eps) of an RMS norm."""
 
 def feed_forward(
     linear1: PackedLinear,
     linear2: PackedLinear,
+    gate: PackedLinear | None,
     x: Float32,
     residual: Float32 | None,
     norm_before: Norm | None,
     norm_after: Norm | None,
     out: Float32 | None,
 ) -> Float32:
-    """norm_after(linear2(linear1(norm_before(x))) + residual) for x (..., in_features)."""
+    """norm_after(linear2(linear1(norm_before(x))) + residual) for x (..., in_features).
+
+    With `gate`, its result multiplies that of linear1.
+    """
 
 def multi_head_attention(
     in_proj: PackedLinear,
@@ -113,6 +120,8 @@ def multi_head_attention(
     out_proj: PackedLinear,
     heads: int,
     kv_heads: int,
+    scale: float | None,
+    relative_bias: Float32 | None,
     x: Float32,
     memory: Float32 | None,
     is_causal: bool,

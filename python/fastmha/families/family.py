@@ -109,8 +109,9 @@ class Family(Generic[Kind]):
             raise ValueError(f"{directory}: {'; '.join(weights.problems)}")
         network._assign(weights)
 
-    def sources(self, ours: str) -> tuple[str, ...]:
-        """The names in a checkpoint of what makes up our parameter `ours`."""
+    def sources(self, ours: str, renamed: Mapping[str, str]) -> tuple[str, ...]:
+        """The names in a checkpoint of what makes up our parameter `ours`; `renamed`: of modules
+        that are called otherwise than the family says."""
         if ours in self.names:
             return (str(self.names[ours]),)
         # the matrix of all heads has no module of its own in MultiHeadAttention
@@ -124,13 +125,14 @@ class Family(Generic[Kind]):
             stem, names = f"{layers[0]}.{index}.", layers[1]
         theirs = names[module]
         modules = (theirs,) if isinstance(theirs, str) else theirs
-        return tuple(f"{stem}{name}.{kind}" for name in modules)
+        return tuple(f"{stem}{renamed.get(name, name)}.{kind}" for name in modules)
 
 
 def _check_sizes(settings: Any, tensors: Tensors) -> None:
     """No size is negative, or so large that making the network would fill the memory."""
     numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
-    for name, value in dataclasses.asdict(settings).items():
+    fields = dataclasses.asdict(settings)
+    for name, value in fields.items():
         if type(value) is not int:
             continue
         if value < 0:
@@ -141,6 +143,13 @@ def _check_sizes(settings: Any, tensors: Tensors) -> None:
             raise ValueError(
                 f"{name} is {value}, the weights are {len(tensors)} tensors of {numbers} numbers"
             )
+    # sines and cosines are in no tensor, but take room
+    positions, width = fields.get("max_position_embeddings", 0), fields.get("d_model", 0)
+    if positions * width > max(numbers, 1_000_000):
+        raise ValueError(
+            f"max_position_embeddings is {positions} for d_model {width}, the weights are "
+            f"{len(tensors)} tensors of {numbers} numbers"
+        )
 
 
 class Weights(Mapping[str, Float32]):
@@ -149,7 +158,8 @@ class Weights(Mapping[str, Float32]):
     def __init__(self, family: Family[Module], network: Module, tensors: Tensors) -> None:
         self._tensors = tensors
         self._shapes = network.state_shapes()
-        self._sources = {ours: family.sources(ours) for ours in self._shapes}
+        renamed: Mapping[str, str] = getattr(network, "renamed", {})
+        self._sources = {ours: family.sources(ours, renamed) for ours in self._shapes}
         stored = _stored_names(tensors, family.prefix)
         tied: Mapping[str, tuple[str, ...]] = getattr(network, "tied", {})
         used = {name for sources in self._sources.values() for name in sources}

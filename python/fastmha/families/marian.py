@@ -14,7 +14,6 @@ from fastmha.families.seq2seq import (
     ENCODER_LAYER,
     NAMES,
     NOT_SUPPORTED,
-    OUTPUT,
     SHARED,
     SOURCE,
     TARGET,
@@ -49,13 +48,9 @@ def network(config: MarianConfig) -> AbsoluteEncoderDecoder:
         TokenEmbedding(Table(size, config.d_model), scale=scale, positions=positions)
         for size in (config.vocab_size, config.decoder_vocab_size)
     )
-    last = [OUTPUT] if config.tie_word_embeddings else []
-    if config.share_encoder_decoder_embeddings:
-        places = tied(SHARED, SOURCE, TARGET, *last)
-    else:
-        places = tied(TARGET, *last)
+    tables = (SHARED, SOURCE, TARGET) if config.share_encoder_decoder_embeddings else (TARGET,)
     return AbsoluteEncoderDecoder(
-        config, source, target, norm_first=False, output_bias=True, tied=places
+        config, source, target, norm_first=False, output_bias=True, tied=tied(config, *tables)
     )
 
 
@@ -75,11 +70,6 @@ MARIAN = Family(
     optional=("final_logits_bias",),
     # sines and cosines that older versions stored
     ignored=("encoder.embed_positions.", "decoder.embed_positions."),
-    must_be={
-        **NOT_SUPPORTED,
-        **{"normalize_before": (False,), "normalize_embedding": (False,)},
-        **{"add_final_layer_norm": (False,), "static_position_embeddings": (True,)},
-        **{"add_bias_logits": (False,)},
-    },
+    must_be={**NOT_SUPPORTED, "normalize_before": (False,)},
     prepare=prepare,
 )

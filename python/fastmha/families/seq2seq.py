@@ -139,6 +139,9 @@ class AbsoluteEncoderDecoder(EncoderDecoder):
         Whether a bias is added to the logits.
     tied : mapping
         Tensor of a checkpoint -> where else it may be stored.
+    padding_id : int, optional
+        Positions are counted from ``padding_id + 1``, and a padding token has the row of
+        `padding_id`; in a source it does not count. Without it they are counted from 0.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class AbsoluteEncoderDecoder(EncoderDecoder):
         norm_first: bool,
         output_bias: bool,
         tied: Mapping[str, tuple[str, ...]],
+        padding_id: int | None = None,
     ) -> None:
         self.source, self.target = source, target
         self.source_vocab_size, self.d_model = source.words.state_shapes()["weight"]
@@ -185,7 +189,7 @@ class AbsoluteEncoderDecoder(EncoderDecoder):
         )
         self.encoder, self.decoder = Encoder(encoder, norm()), Decoder(decoder, norm())
         self.output = Linear.of_size(config.d_model, self.vocab_size, bias=output_bias, seed=UNSET)
-        self.tied = tied
+        self.tied, self.padding_id = tied, padding_id
 
     def _children(self) -> Iterator[tuple[str, Module]]:
         yield "source", self.source
@@ -194,13 +198,20 @@ class AbsoluteEncoderDecoder(EncoderDecoder):
         yield "output", self.output
 
     def _embed_source(self, ids: Int64, cu_seqlens: Int64) -> Float32:
-        return self.source(ids, positions_within(ids, cu_seqlens))
+        return self.source(ids, positions_within(ids, cu_seqlens, self.padding_id))
 
     def _embed_target(self, ids: Int64, positions: Int64) -> Float32:
+        padding_id = self.padding_id
+        if padding_id is not None:
+            # In a target a padding token counts: it does where tokens come one by one, which see
+            # how many there were, and a score must be that of the target as it was generated.
+            positions = np.where(ids == padding_id, padding_id, positions + (padding_id + 1))
         return self.target(ids, positions)
 
 
-def tied(*modules: str) -> dict[str, tuple[str, ...]]:
-    """The weights of `modules` are one tensor, which may be stored as any of them."""
-    names = tuple(f"{module}.weight" for module in modules)
+def tied(config: Seq2SeqConfig, *modules: str) -> dict[str, tuple[str, ...]]:
+    """The tables of words `modules`, and the output map if the config says so, are one tensor,
+    which may be stored as any of them."""
+    last = (OUTPUT,) if config.tie_word_embeddings else ()
+    names = tuple(f"{module}.weight" for module in (*modules, *last))
     return dict.fromkeys(names, names)

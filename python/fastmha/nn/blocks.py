@@ -15,7 +15,7 @@ from fastmha._types import Float32, Integers
 from fastmha.nn import torch_modules
 from fastmha.nn.attention import MultiHeadAttention
 from fastmha.nn.decoder_cache import DecoderBlockCache, DecoderCache
-from fastmha.nn.layers import LayerNorm, Linear
+from fastmha.nn.layers import NORMS, LayerNorm, Linear, Norm, fused, norm_of
 from fastmha.nn.module import UNSET, Module, Seed, check_size
 from fastmha.nn.ragged import Rows, check_array
 
@@ -26,9 +26,10 @@ MEMORY_NAMES = ("memory", "memory_lengths", "memory_cu_seqlens")
 
 
 class FeedForward(Module):
-    """Two linear maps with an activation between them.
+    """Two linear maps with an activation between them, and a gate if wanted.
 
-    ``linear2(activation(linear1(x))) + residual``
+    ``linear2(activation(linear1(x))) + residual``, or with `gated`
+    ``linear2(activation(linear1(x)) * gate(x)) + residual``
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ class FeedForward(Module):
         Width of the rows, and between the two maps.
     activation : {"relu", "gelu", "gelu_tanh", "silu"}, default "relu"
     bias : bool, default True
+    gated : bool, default False
+        A third map, ``gate``, of linear1's shape (GLU: https://arxiv.org/abs/2002.05202).
     seed : int or numpy.random.Generator, optional
         Where the weights are drawn from until they are loaded.
 
@@ -53,10 +56,12 @@ class FeedForward(Module):
         *,
         activation: str = "relu",
         bias: bool = True,
+        gated: bool = False,
         seed: Seed = None,
     ) -> None:
         self.linear1 = Linear.of_size(d_model, d_ff, bias=bias, activation=activation, seed=UNSET)
         self.linear2 = Linear.of_size(d_ff, d_model, bias=bias, seed=UNSET)
+        self.gate = Linear.of_size(d_model, d_ff, bias=bias, seed=UNSET) if gated else None
         self._initialise(seed)
 
     def __call__(
@@ -64,8 +69,8 @@ class FeedForward(Module):
         x: Float32,
         *,
         residual: Float32 | None = None,
-        norm_before: LayerNorm | None = None,
-        norm_after: LayerNorm | None = None,
+        norm_before: Norm | None = None,
+        norm_after: Norm | None = None,
         out: Float32 | None = None,
     ) -> Float32:
         """x (..., d_model) -> (..., d_model).
@@ -76,22 +81,27 @@ class FeedForward(Module):
         return _core.feed_forward(
             self.linear1._packed,
             self.linear2._packed,
+            None if self.gate is None else self.gate._packed,
             x,
             residual,
-            LayerNorm.fused(norm_before),
-            LayerNorm.fused(norm_after),
+            fused(norm_before),
+            fused(norm_after),
             out,
         )
 
     def _children(self) -> Iterator[tuple[str, Module]]:
         yield "linear1", self.linear1
         yield "linear2", self.linear2
+        if self.gate is not None:
+            yield "gate", self.gate
 
 
 class _Block(Module):
     """What encoder and decoder blocks share: sizes, settings, self-attention, feed-forward."""
 
+    self_attn: MultiHeadAttention
     _norms: tuple[str, ...]
+    _attentions: tuple[str, ...] = ("self_attn",)
 
     def __init__(
         self,
@@ -103,20 +113,33 @@ class _Block(Module):
         norm_first: bool = False,
         norm_eps: float = 1e-5,
         bias: bool = True,
+        norm: str = "layer_norm",
+        gated: bool = False,
+        head_dim: int | None = None,
+        scale: float | None = None,
         seed: Seed = None,
     ) -> None:
-        check_size(type(self).__name__, d_model=d_model, num_heads=num_heads, d_ff=d_ff)
+        name = type(self).__name__
+        check_size(name, d_model=d_model, num_heads=num_heads, d_ff=d_ff)
+        if norm not in NORMS:
+            raise ValueError(f"{name}: norm must be one of {', '.join(NORMS)}, got {norm!r}")
         self.d_model, self.num_heads, self.d_ff = d_model, num_heads, d_ff
         self.activation, self.norm_first = activation, bool(norm_first)
-        self.self_attn = MultiHeadAttention(d_model, num_heads, bias=bias, seed=UNSET)
-        self._add_attention(bias)
-        self.feed_forward = FeedForward(d_model, d_ff, activation=activation, bias=bias, seed=UNSET)
-        for name in self._norms:
-            setattr(self, name, LayerNorm(d_model, norm_eps, bias=bias))
+        for attention in self._attentions:
+            mha = MultiHeadAttention(
+                d_model, num_heads, bias=bias, head_dim=head_dim, scale=scale, seed=UNSET
+            )
+            setattr(self, attention, mha)
+        self.feed_forward = FeedForward(
+            d_model, d_ff, activation=activation, bias=bias, gated=gated, seed=UNSET
+        )
+        for place in self._norms:
+            setattr(self, place, norm_of(norm, d_model, norm_eps, bias=bias))
+        self._pack()
         self._initialise(seed)
 
-    def _add_attention(self, bias: bool) -> None:
-        pass
+    def _pack(self) -> None:
+        """How the projections of attention are put together, where it is not the usual way."""
 
     def _children(self) -> Iterator[tuple[str, Module]]:
         yield "self_attn", self.self_attn
@@ -125,7 +148,7 @@ class _Block(Module):
             yield name, getattr(self, name)
 
     def _add_and_norm(
-        self, sublayer: Any, x: Float32, *inputs: Float32, norm: LayerNorm, **options: Any
+        self, sublayer: Any, x: Float32, *inputs: Float32, norm: Norm, **options: Any
     ) -> Any:
         """``norm(x + sublayer(x))``, or with norm_first ``x + sublayer(norm(x))``.
 
@@ -184,17 +207,25 @@ class EncoderBlock(_Block):
     norm_eps : float, default 1e-5
     bias : bool, default True
         False leaves every bias out, of the norms too.
+    norm : {"layer_norm", "rms_norm"}, default "layer_norm"
+    gated : bool, default False
+        A gate in the feed-forward; see :class:`FeedForward`.
+    head_dim : int, optional
+        Width of a head; ``d_model // num_heads`` when not given.
+    scale : float, optional
+        Of attention's scores; ``1 / sqrt(head_dim)`` when not given.
     seed : int or numpy.random.Generator, optional
         Where the weights are drawn from until they are loaded.
 
     Raises
     ------
     ValueError
-        A size below 1, heads that do not divide d_model, an unknown activation.
+        A size below 1, heads that do not divide d_model, an unknown activation or norm.
 
     Notes
     -----
-    Parameters have the names and shapes of torch.nn.TransformerEncoderLayer.
+    Parameters have the names and shapes of torch.nn.TransformerEncoderLayer; a gate's are
+    ``gate.weight`` and ``gate.bias``.
 
     Examples
     --------
@@ -207,8 +238,8 @@ class EncoderBlock(_Block):
     (True, True)
     """
 
-    norm1: LayerNorm
-    norm2: LayerNorm
+    norm1: Norm
+    norm2: Norm
     _norms = ("norm1", "norm2")
 
     @classmethod
@@ -235,6 +266,7 @@ class EncoderBlock(_Block):
         *,
         key_lengths: Lengths | None = None,
         cu_seqlens: Lengths | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run the block.
@@ -247,6 +279,8 @@ class EncoderBlock(_Block):
             Rows at or past the length are padding: nothing reads them and they come back as zeros.
         cu_seqlens : sequence of int, (N + 1,), optional
             Cumulative lengths of a ragged batch.
+        relative_bias : ndarray of float32, (num_heads, 2 R + 1), optional
+            Added to the scores by distance, as for :func:`fastmha.scaled_dot_product_attention`.
         return_weights : bool, default False
             Also return the probabilities of self-attention, (B, num_heads, L, L); ragged or with
             lengths: a list with one (num_heads, L_n, L_n) per sequence.
@@ -266,19 +300,26 @@ class EncoderBlock(_Block):
         """
         check_array("EncoderBlock", "x", x)
         if x.ndim == 3 and key_lengths is None and cu_seqlens is None:
-            return self._forward(x, None, return_weights)
+            return self._forward(x, None, relative_bias, return_weights)
         batch = Rows("EncoderBlock", x, key_lengths, cu_seqlens)
-        result = self._forward(batch.rows, batch.cu_seqlens, return_weights)
+        result = self._forward(batch.rows, batch.cu_seqlens, relative_bias, return_weights)
         if return_weights:
             return batch.restore(result[0]), result[1]
         return batch.restore(result)
 
-    def _forward(self, x: Float32, cu_seqlens: Lengths | None, return_weights: bool) -> Any:
+    def _forward(
+        self,
+        x: Float32,
+        cu_seqlens: Lengths | None,
+        relative_bias: Float32 | None,
+        return_weights: bool,
+    ) -> Any:
         x = self._add_and_norm(
             self.self_attn,
             x,
             norm=self.norm1,
             cu_seqlens=cu_seqlens,
+            relative_bias=relative_bias,
             return_weights=return_weights,
         )
         x, *weights = x if return_weights else (x,)
@@ -318,16 +359,14 @@ class DecoderBlock(_Block):
     True
     """
 
-    norm1: LayerNorm
-    norm2: LayerNorm
-    norm3: LayerNorm
+    norm1: Norm
+    norm2: Norm
+    norm3: Norm
     multihead_attn: MultiHeadAttention
     _norms = ("norm1", "norm2", "norm3")
+    _attentions = ("self_attn", "multihead_attn")
 
-    def _add_attention(self, bias: bool) -> None:
-        self.multihead_attn = MultiHeadAttention(
-            self.d_model, self.num_heads, bias=bias, seed=UNSET
-        )
+    def _pack(self) -> None:
         self.multihead_attn._use_for_cross_attention()
 
     def _children(self) -> Iterator[tuple[str, Module]]:
@@ -360,6 +399,7 @@ class DecoderBlock(_Block):
         cu_seqlens: Lengths | None = None,
         memory_cu_seqlens: Lengths | None = None,
         cache: DecoderBlockCache | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run the block.
@@ -382,6 +422,9 @@ class DecoderBlock(_Block):
         cache : DecoderBlockCache, optional
             From :meth:`new_cache`: what came before, per hypothesis, and the memory's keys and
             values, per source.
+        relative_bias : ndarray of float32, (num_heads, 2 R + 1), optional
+            Added to the scores of self-attention by distance, as for
+            :func:`fastmha.scaled_dot_product_attention`.
         return_weights : bool, default False
             Also return the probabilities of self-attention and of attention over the memory. Not
             with a cache.
@@ -407,7 +450,14 @@ class DecoderBlock(_Block):
             before = cache.snapshot()
             try:
                 return self._step(
-                    x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
+                    x,
+                    memory,
+                    key_lengths,
+                    memory_lengths,
+                    memory_cu_seqlens,
+                    cache,
+                    relative_bias,
+                    return_weights,
                 )
             except BaseException:  # interrupted, too
                 cache.restore(before)
@@ -417,7 +467,7 @@ class DecoderBlock(_Block):
         check_array("DecoderBlock", "memory", memory)
         lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
         if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
-            return self._forward(x, memory, None, None, return_weights)
+            return self._forward(x, memory, None, None, relative_bias, return_weights)
         rows = Rows("DecoderBlock", x, key_lengths, cu_seqlens)
         source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
         if len(rows.cu_seqlens) != len(source.cu_seqlens):
@@ -426,7 +476,12 @@ class DecoderBlock(_Block):
                 f"memory {len(source.cu_seqlens) - 1}"
             )
         result = self._forward(
-            rows.rows, source.rows, rows.cu_seqlens, source.cu_seqlens, return_weights
+            rows.rows,
+            source.rows,
+            rows.cu_seqlens,
+            source.cu_seqlens,
+            relative_bias,
+            return_weights,
         )
         if return_weights:
             return rows.restore(result[0]), *result[1:]
@@ -438,6 +493,7 @@ class DecoderBlock(_Block):
         memory: Float32,
         cu_seqlens: Lengths | None,
         memory_cu_seqlens: Lengths | None,
+        relative_bias: Float32 | None,
         return_weights: bool,
     ) -> Any:
         x = self._add_and_norm(
@@ -446,6 +502,7 @@ class DecoderBlock(_Block):
             norm=self.norm1,
             is_causal=True,
             cu_seqlens=cu_seqlens,
+            relative_bias=relative_bias,
             return_weights=return_weights,
         )
         x, *self_weights = x if return_weights else (x,)
@@ -470,6 +527,7 @@ class DecoderBlock(_Block):
         memory_lengths: Lengths | None,
         memory_cu_seqlens: Lengths | None,
         cache: DecoderBlockCache,
+        relative_bias: Float32 | None,
         return_weights: bool,
     ) -> Float32:
         """The next positions of every hypothesis: (batch * beam_size, L, d_model)."""
@@ -497,6 +555,7 @@ class DecoderBlock(_Block):
             is_causal=True,
             key_lengths=key_lengths,
             cache=cache.self_attn,
+            relative_bias=relative_bias,
         )
         # the beams of a source are its queries: nothing is copied for them
         keys, values, memory_bounds = cache.memory
@@ -521,7 +580,7 @@ class _Stack(Module):
 
     layers: Sequence[_Block]
 
-    def __init__(self, blocks: Sequence[Any], norm: LayerNorm | None = None) -> None:
+    def __init__(self, blocks: Sequence[Any], norm: Norm | None = None) -> None:
         self.layers = list(blocks)
         self.norm = norm
         name = type(self).__name__
@@ -557,7 +616,7 @@ class Encoder(_Stack):
     Parameters
     ----------
     blocks : sequence of EncoderBlock
-    norm : LayerNorm, optional
+    norm : LayerNorm or RMSNorm, optional
         Applied to the last block's result.
 
     Raises
@@ -596,6 +655,7 @@ class Encoder(_Stack):
         *,
         key_lengths: Lengths | None = None,
         cu_seqlens: Lengths | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run all blocks; arguments as for :meth:`EncoderBlock.__call__`.
@@ -610,7 +670,7 @@ class Encoder(_Stack):
             x, bounds = batch.rows, batch.cu_seqlens
         weights = []
         for block in self.layers:
-            result = block._forward(x, bounds, return_weights)
+            result = block._forward(x, bounds, relative_bias, return_weights)
             if return_weights:
                 x, block_weights = result
                 weights.append(block_weights)
@@ -629,7 +689,7 @@ class Decoder(_Stack):
     Parameters
     ----------
     blocks : sequence of DecoderBlock
-    norm : LayerNorm, optional
+    norm : LayerNorm or RMSNorm, optional
         Applied to the last block's result.
 
     Raises
@@ -678,6 +738,7 @@ class Decoder(_Stack):
         cu_seqlens: Lengths | None = None,
         memory_cu_seqlens: Lengths | None = None,
         cache: DecoderCache | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run all blocks; arguments as for :meth:`DecoderBlock.__call__`.
@@ -688,10 +749,20 @@ class Decoder(_Stack):
         if cache is not None:
             _check_cache("Decoder", cache, DecoderCache, cu_seqlens)
             return self._step(
-                x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
+                x,
+                memory,
+                key_lengths,
+                memory_lengths,
+                memory_cu_seqlens,
+                cache,
+                relative_bias,
+                return_weights,
             )
         lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
-        options: dict[str, Any] = {"return_weights": return_weights}
+        options: dict[str, Any] = {
+            "relative_bias": relative_bias,
+            "return_weights": return_weights,
+        }
         restore = None
         if memory is None:
             raise ValueError("Decoder: memory is needed, what the encoder returned")
@@ -723,6 +794,7 @@ class Decoder(_Stack):
         memory_lengths: Lengths | None,
         memory_cu_seqlens: Lengths | None,
         cache: DecoderCache,
+        relative_bias: Float32 | None,
         return_weights: bool,
     ) -> Float32:
         """The next positions of every hypothesis, through all blocks, or through none of them."""
@@ -741,6 +813,7 @@ class Decoder(_Stack):
                     memory_lengths,
                     memory_cu_seqlens,
                     block_cache,
+                    relative_bias,
                     return_weights,
                 )
             if self.norm is not None:
