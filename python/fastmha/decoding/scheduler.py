@@ -13,7 +13,7 @@ from fastmha._types import Int64
 from fastmha.decoding.beam import BeamSearch
 from fastmha.decoding.chains import Chains
 from fastmha.decoding.ids import check_ids, check_source
-from fastmha.decoding.protocols import EncoderDecoder
+from fastmha.decoding.protocols import Network
 from fastmha.decoding.rules import Rules, rules_for
 from fastmha.decoding.settings import GenerationSettings
 from fastmha.decoding.targets import Hypothesis, Prompt
@@ -36,7 +36,7 @@ FREE = 1 / 4
 
 
 def generate(
-    network: EncoderDecoder,
+    network: Network,
     sources: Iterable[ArrayLike],
     settings: GenerationSettings,
     *,
@@ -82,7 +82,7 @@ def generate(
 
 
 def stream(
-    network: EncoderDecoder,
+    network: Network,
     source: ArrayLike,
     settings: GenerationSettings,
     *,
@@ -117,7 +117,7 @@ class _Request:
 
 
 def _requests(
-    network: EncoderDecoder,
+    network: Network,
     sources: Iterable[ArrayLike],
     settings: GenerationSettings,
     prefixes: Iterable[ArrayLike] | None,
@@ -135,7 +135,7 @@ def _requests(
         if bare is not None:
             prompt = Prompt(start, bare.longest, first_index + n)
         else:
-            ids = check_ids(f"generate: prefix[{n}]", prefix, network.vocab_size)
+            ids = check_ids(f"generate: prefix {n}", prefix, network.vocab_size)
             ids = np.concatenate([start, ids])
             prompt = Prompt(ids, settings.longest(len(ids), positions), first_index + n)
         yield _Request(source, prompt)
@@ -146,7 +146,7 @@ class _Batch:
 
     def __init__(
         self,
-        network: EncoderDecoder,
+        network: Network,
         settings: GenerationSettings,
         rules: Rules,
         slots: int,
@@ -234,7 +234,7 @@ class _Queue:
 
 
 def _run(
-    network: EncoderDecoder,
+    network: Network,
     requests: Iterator[_Request],
     settings: GenerationSettings,
     rules: Rules,
@@ -274,7 +274,7 @@ def _run(
 
 
 def _stream(
-    network: EncoderDecoder, request: _Request, settings: GenerationSettings, rules: Rules
+    network: Network, request: _Request, settings: GenerationSettings, rules: Rules
 ) -> Iterator[int]:
     entropy = secrets.randbits(63) if settings.seed is None else settings.seed
     batch = _Batch(network, settings, rules, 1, request.prompt.longest, False, entropy)

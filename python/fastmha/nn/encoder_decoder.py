@@ -8,7 +8,7 @@ Sources join behind those present and leave from anywhere; what a source gets do
 else is present.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,9 @@ class EncoderDecoder(Module):
     A subclass sets the attributes, names its parts in `_children` and gives rows for tokens in
     `_embed_source` and `_embed_target`.
 
+    One that is loaded from a checkpoint may say in `tied` where else a tensor may be stored, and in
+    `renamed` which modules are called otherwise than its family says.
+
     Attributes
     ----------
     source_vocab_size : int
@@ -67,6 +70,8 @@ class EncoderDecoder(Module):
     encoder: Encoder
     decoder: Decoder
     output: Linear
+    tied: Mapping[str, tuple[str, ...]] = {}
+    renamed: Mapping[str, str] = {}
 
     def encode(self, ids: Int64, cu_seqlens: Int64) -> Float32:
         """The encoder's output (T, d_model) for the sources that lie end to end in `ids` (T,).
@@ -132,14 +137,23 @@ class EncoderDecoder(Module):
         x = self.decoder(
             self._embed_target(ids, positions),
             memory,
+            relative_bias=self._biases()[1],
             cu_seqlens=bounds,
             memory_cu_seqlens=memory_cu_seqlens,
         )
         return self._logits(x[::2].copy() if lonely else x)
 
     def _encode(self, ids: Int64, cu_seqlens: Int64) -> Float32:
-        out: Float32 = self.encoder(self._embed_source(ids, cu_seqlens), cu_seqlens=cu_seqlens)
-        return out
+        x: Float32 = self.encoder(
+            self._embed_source(ids, cu_seqlens),
+            cu_seqlens=cu_seqlens,
+            relative_bias=self._biases()[0],
+        )
+        return x
+
+    def _biases(self) -> tuple[Float32 | None, Float32 | None]:
+        """The relative_bias of self-attention in encoder and decoder."""
+        return None, None
 
     def _embed_source(self, ids: Int64, cu_seqlens: Int64) -> Float32:
         """(T, d_model), a new array."""
@@ -148,12 +162,6 @@ class EncoderDecoder(Module):
     def _embed_target(self, ids: Int64, positions: Int64) -> Float32:
         """(T, d_model), a new array; `positions` counts from 0 within each target."""
         raise NotImplementedError
-
-    def _step(self, tokens: Int64, positions: Int64, cache: DecoderCache) -> Float32:
-        """Logits after one more token of each hypothesis."""
-        x = self._embed_target(tokens, positions)
-        x = self.decoder(x[:, None], cache=cache)  # one position each
-        return self._logits(x[:, 0])
 
     def _logits(self, x: Float32) -> Float32:
         """(T, vocab_size) for the decoder's output (T, d_model), which may be overwritten."""
@@ -199,7 +207,13 @@ class Generation:
         network = self._network
         x = network._embed_target(tokens, self._positions)
         memory, bounds = self._first or (None, None)
-        x = network.decoder(x[:, None], memory, memory_cu_seqlens=bounds, cache=self._cache)
+        x = network.decoder(
+            x[:, None],  # one position each
+            memory,
+            memory_cu_seqlens=bounds,
+            cache=self._cache,
+            relative_bias=network._biases()[1],
+        )
         self._first = None  # its keys and values are in the cache now
         self._positions += 1
         return network._logits(x[:, 0])
