@@ -1,12 +1,17 @@
 """Ours, called as a user would."""
 
+import tempfile
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import fastmha as fm
 import numpy as np
-from fastmha.generate import Hypothesis, beam_search, greedy_search
+from fastmha.config import read_json
+from fastmha.decoding import EncoderDecoder, GenerationSettings, Hypothesis, generate
+from fastmha.families.marian import MARIAN
+from fastmha.tensors import Tensors
 
 from bench import problems
 from bench.marian import EOS, Marian
@@ -115,65 +120,27 @@ def _block(problem: problems.Block) -> Calls:
 
 
 def _generation(problem: problems.Generation) -> Calls:
-    p, transformer = problem, transformer_of(problem.network)
-    sources = list(p.sources)
-    options = {"bos": p.network.pad, "eos": EOS, "max_new_tokens": p.count}
+    p, network = problem, network_of(problem.network)
+    settings = GenerationSettings(
+        decoder_start_token_id=p.network.pad,
+        eos_token_id=EOS,
+        max_new_tokens=p.count,
+        num_beams=p.beam_size,
+    )
 
-    def generate() -> list[Hypothesis]:
-        start = transformer.start(sources, p.count, beam_size=p.beam_size)
-        if p.beam_size == 1:
-            return greedy_search(start, len(sources), **options)
-        return beam_search(start, len(sources), beam_size=p.beam_size, **options)
+    def best(found: list[list[Hypothesis]]) -> np.ndarray:
+        return np.array([hypotheses[0].ids for hypotheses in found])
 
-    return {"": Call(generate, lambda found: np.array([hypothesis.ids for hypothesis in found]))}
+    return {"": Call(lambda: list(generate(network, p.sources, settings)), best)}
 
 
 @lru_cache(maxsize=1)
-def transformer_of(network: Marian) -> fm.Transformer:
-    """Marian's weights under the names of torch.nn's Transformer."""
-    size = network
-    transformer = fm.Transformer(
-        size.vocab_size,
-        size.vocab_size,
-        size.d_model,
-        size.heads,
-        size.layers,
-        size.layers,
-        size.d_ff,
-        final_norm=False,
-        positions="learned",
-        max_positions=size.positions,
-        pad_token_id=size.pad,
-        bos_token_id=size.pad,
-        eos_token_id=EOS,
-    )
-    weights = network.weights
-    state = {"output.bias": weights["final_logits_bias"][0]}
-    state["output.weight"] = weights["model.shared.weight"]
-    for side in ("src", "tgt"):
-        state[f"{side}_embedding.weight"] = weights["model.shared.weight"]
-        state[f"{side}_position.weight"] = network.position_table.astype(np.float32)
-    for side in ("encoder", "decoder"):
-        for layer in range(size.layers):
-            theirs, ours = f"model.{side}.layers.{layer}", f"{side}.layers.{layer}"
-            parts = {"self_attn": "self_attn", "encoder_attn": "multihead_attn"}
-            for part, name in parts.items():
-                if f"{theirs}.{part}.q_proj.weight" not in weights:
-                    continue
-                for kind in ("weight", "bias"):
-                    state[f"{ours}.{name}.in_proj_{kind}"] = np.concatenate(
-                        [weights[f"{theirs}.{part}.{each}_proj.{kind}"] for each in "qkv"]
-                    )
-                    state[f"{ours}.{name}.out_proj.{kind}"] = weights[
-                        f"{theirs}.{part}.out_proj.{kind}"
-                    ]
-            norms = ["self_attn_layer_norm", "final_layer_norm"]
-            if side == "decoder":
-                norms.insert(1, "encoder_attn_layer_norm")
-            names = {"fc1": "linear1", "fc2": "linear2"}
-            names |= {norm: f"norm{number}" for number, norm in enumerate(norms, 1)}
-            for their_name, name in names.items():
-                for kind in ("weight", "bias"):
-                    state[f"{ours}.{name}.{kind}"] = weights[f"{theirs}.{their_name}.{kind}"]
-    transformer.load_state_dict(state)
-    return transformer
+def network_of(marian: Marian) -> EncoderDecoder:
+    """From a checkpoint's directory, as `fm.load` makes it; there is no tokenizer in this one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        marian.write(folder)
+        config, tensors = read_json(folder / "config.json"), Tensors(folder)
+        _, network = MARIAN.build(config, folder / "config.json", tensors)
+        MARIAN.load(network, tensors, folder)
+    return network
