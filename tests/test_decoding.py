@@ -1,5 +1,7 @@
 """Decoding over tables of random logits: batches, streams, samples, scores, settings, errors."""
 
+import doctest
+import importlib
 import itertools
 import json
 
@@ -179,6 +181,20 @@ def test_greatest_lengths(beams):
     assert longest(positions=5, max_new_tokens=5) == 5
     assert longest(positions=5, max_length=60) == 5
     assert longest(positions=5, prefix=[5, 6]) == 5
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_targets_that_end_at_once_or_with_the_last_token_they_may_have(beams):
+    class Ends(Table):
+        def row(self, source, prefix):
+            row = np.zeros(VOCABULARY, np.float32)
+            row[EOS if len(prefix) == int(source[0, 0]) else 4] = 30.0
+            return row
+
+    how = settings(num_beams=beams, max_new_tokens=3)
+    found = list(generate(Ends(), [[1], [2], [3], [4]], how, with_scores=True))
+    assert [h[0].ids.tolist() for h in found] == [[], [4], [4, 4], [4, 4, 4]]
+    assert all(abs(h[0].score) < 1e-6 for h in found)
 
 
 # ---- streams ------------------------------------------------------------------------------------
@@ -608,3 +624,10 @@ def test_no_rules_are_false():
     assert not rules_for(settings(), VOCABULARY)
     assert rules_for(settings(bad_words_ids=[[PAD]]), VOCABULARY).only_bans
     assert not rules_for(settings(bad_words_ids=[[EOS]]), VOCABULARY), "the end is no bad word"
+
+
+@pytest.mark.parametrize("module", ["scheduler", "scoring", "settings"])
+def test_examples_run(module):
+    found = doctest.testmod(importlib.import_module(f"fastmha.decoding.{module}"))
+    assert found.attempted
+    assert not found.failed

@@ -257,6 +257,8 @@ WRONG_VALUES = {
         lambda: fm.Linear(W, activation="tanhh"),
     ),
     "unknown dtype": (["dtype", "float8"], lambda: fm.Linear(W, dtype="float8")),
+    # NumPy parses it, and raises a SyntaxError
+    "dtype with commas": (["dtype", ","], lambda: fm.Linear(W, dtype=",")),
     "x of wrong features": (["8", "7"], lambda: LINEAR(X[:, :7])),
     "0-D x": (["x"], lambda: LINEAR(zeros())),
     "residual of wrong shape": (["residual", r"\(2, 6\)"], lambda: LINEAR(X, residual=R[:2])),
