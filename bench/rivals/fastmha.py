@@ -9,7 +9,8 @@ from typing import Any
 import fastmha as fm
 import numpy as np
 from fastmha.config import read_json
-from fastmha.decoding import EncoderDecoder, GenerationSettings, Hypothesis, generate
+from fastmha.decoding import GenerationSettings, Hypothesis, generate
+from fastmha.families import EncoderDecoder
 from fastmha.families.marian import MARIAN
 from fastmha.tensors import Tensors
 
