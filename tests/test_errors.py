@@ -257,8 +257,6 @@ WRONG_VALUES = {
         lambda: fm.Linear(W, activation="tanhh"),
     ),
     "unknown dtype": (["dtype", "float8"], lambda: fm.Linear(W, dtype="float8")),
-    # NumPy parses it, and raises a SyntaxError
-    "dtype with commas": (["dtype", ","], lambda: fm.Linear(W, dtype=",")),
     "x of wrong features": (["8", "7"], lambda: LINEAR(X[:, :7])),
     "0-D x": (["x"], lambda: LINEAR(zeros())),
     "residual of wrong shape": (["residual", r"\(2, 6\)"], lambda: LINEAR(X, residual=R[:2])),
@@ -343,6 +341,12 @@ def test_wrong_types(name):
         call()
     for word in words:
         assert caught.match(word)
+
+
+def test_a_dtype_that_numpy_cannot_parse():
+    """It reads text with commas as Python, and raises a SyntaxError."""
+    with pytest.raises(ValueError, match="Linear: dtype must be 'float32', got ','"):
+        fm.Linear(W, dtype=",")
 
 
 def test_lengths_and_offsets_per_batch_need_a_batch():

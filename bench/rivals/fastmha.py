@@ -10,7 +10,7 @@ import fastmha as fm
 import numpy as np
 from fastmha.config import read_json
 from fastmha.decoding import GenerationSettings, Hypothesis, generate
-from fastmha.nn.encoder_decoder import EncoderDecoder
+from fastmha.families import EncoderDecoder
 from fastmha.families.marian import MARIAN
 from fastmha.tensors import Tensors
 
