@@ -9,7 +9,7 @@ transformer  the whole model
 from fastmha.nn.attention import MultiHeadAttention
 from fastmha.nn.blocks import Decoder, DecoderBlock, Encoder, EncoderBlock, FeedForward
 from fastmha.nn.decoder_cache import DecoderBlockCache, DecoderCache
-from fastmha.nn.layers import Embedding, LayerNorm, Linear
+from fastmha.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from fastmha.nn.module import Module
 from fastmha.nn.transformer import Transformer
 
@@ -26,5 +26,6 @@ __all__ = [
     "Linear",
     "Module",
     "MultiHeadAttention",
+    "RMSNorm",
     "Transformer",
 ]
