@@ -76,6 +76,7 @@ GemmBlock gemm_block(const PackedWeight& weight, Activation activation, const Co
   block.depth = weight.in_features();
   block.far_weight = weight.nbytes() > kCachedBytes;
   block.weight = weight.panel(part.column / weight.kernels().nr);
+  block.weight_end = weight.panel(weight.panels());
   block.bias = weight.bias() + part.column;
   if (!residual.empty()) {
     block.residual = residual.data + part.row * residual.strides[0] + part.column;
