@@ -283,13 +283,16 @@ constexpr Kernels kKernels = make_kernels();
 int panels(int64_t rows) { return panels_for(static_cast<int>(rows < kMr ? rows : kMr)); }
 
 // Weights are used in units that stay in L2 (1 to 2 MiB on current servers) while all row tiles of a block
-// pass over them: several panels, or of deep ones a part. Meanwhile the next unit is asked for, so that
-// memory works all the time and not only while the first tile passes. Two threads, AVX-512, weights from
-// memory: 16 rows of 512 -> 2048 372 -> 436 GFLOP/s (69 -> 81% of plain reads), 4096 -> 4096 333 -> 424 (71
-// -> 90%), 64 rows 490 -> 508 and 468 -> 504; from L3 16 rows lose 1 to 2%, 64 nothing. Units of 64 and 256
-// KiB: 16 rows within 4% and down to 388 of 445. Not to ask for fresh weights near their turn as well, since
-// they should be in L2: 16 rows 436 -> 395.
-constexpr int64_t kUnitFloats = 32 << 10;
+// pass over them: several panels, or of deep ones a part. Several panels rather than one, so that a tile
+// writes a longer piece of each output row before it moves on: 1 to 3 points of peak, most with many columns.
+constexpr int64_t kUnitFloats = 128 << 10;
+// Where weights come in for the first time, the next unit is asked for meanwhile, so that memory works all
+// the time and not only while the first tile passes. Two threads, AVX-512, weights from memory: 16 rows of
+// 512 -> 2048 372 -> 436 GFLOP/s (69 -> 81% of plain reads), 4096 -> 4096 333 -> 424 (71 -> 90%), 64 rows 490
+// -> 508 and 468 -> 504; from L3 16 rows lose 1 to 2%, 64 nothing. Units of half this size: 16 rows within
+// 4%; of twice this size 388 of 445. Not to ask for fresh weights near their turn as well, since they should
+// be in L2: 16 rows 436 -> 395.
+constexpr int64_t kAskedUnitFloats = 32 << 10;
 
 // Depth steps [from, to) of the panels of columns [first, last).
 struct Unit {
@@ -366,9 +369,9 @@ void run_unit(const GemmBlock& block, Finish finish, const Unit& unit, int64_t t
     part.wide = wide;
     part.fresh = i == 0;
     part.next = block.fresh_rows && first_columns && i + 1 < tiles;
-    part.later = weight + kUnitFloats + i * floats / tiles;
+    part.later = weight + kAskedUnitFloats + i * floats / tiles;
     part.later_step = (kNr + tiles - 1) / tiles;
-    if (tiles == 1 || part.later >= block.weight_end) {
+    if (part.later >= block.weight_end) {
       part.later = weight;
       part.later_step = 0;
     }
@@ -381,12 +384,13 @@ void run_rows(const GemmBlock& block, Finish finish) {
   alignas(64) float totals[kMostTiles * kTileFloats];
   const int64_t tiles = (block.rows + kMr - 1) / kMr;
   const int64_t panel = block.depth * kNr;
+  const int64_t unit = block.weight_end == nullptr ? kUnitFloats : kAskedUnitFloats;
   int64_t columns = block.columns, depth = block.depth;
-  if (tiles > 1 && panel <= kUnitFloats) {
-    columns = kUnitFloats / (panel + 1) * kNr;
+  if (tiles > 1 && panel <= unit) {
+    columns = unit / (panel + 1) * kNr;
   } else if (tiles > 1) {
     columns = kNr;
-    depth = kUnitFloats / kNr / kDepthBlock * kDepthBlock;
+    depth = unit / kNr / kDepthBlock * kDepthBlock;
   }
   if (columns < kNr) columns = kNr;
   for (int64_t first = 0; first < block.columns; first += columns) {

@@ -25,7 +25,8 @@ struct GemmBlock {
   bool fresh_rows = false;        // a hint: x is read for the first time and from far away
   const float* weight = nullptr;  // the panel of the first column
   bool far_weight = false;        // a hint: it comes from memory
-  // A hint: weights from the block's on up to here are read soon, by this block or the one after it.
+  // A hint: the weights up to here are read for the first time, by this block and those after it. Null: they
+  // are in a cache already.
   const float* weight_end = nullptr;
   const float* bias = nullptr;      // for whole panels: zeros in the padding and where the layer has none
   const float* residual = nullptr;  // or null
