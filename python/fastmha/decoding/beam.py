@@ -101,7 +101,8 @@ class BeamSearch:
         count, width = self.targets.count, self.width
         # No more than these of one beam can be among the best of all.
         each = min(self._kept, logits.shape[1])
-        values, tokens = _best_tokens(logits, self._rules, self.targets, each)
+        with np.errstate(invalid="ignore"):  # infinite logits give NaN, which comes last
+            values, tokens = _best_tokens(logits, self._rules, self.targets, each)
         total = values.reshape(count, width, each) + self._scores[:count, :, None]
         total = total.reshape(count, width * each)
         order = np.argsort(-total, axis=1, kind="stable")[:, : self._kept]
@@ -163,8 +164,7 @@ class BeamSearch:
             counts = targets.limits - targets.prompts
         else:
             counts = targets.given + 1 - targets.prompts
-        with np.errstate(invalid="ignore"):
-            possible = best / self._norms[np.maximum(counts, 1)]
+        possible = best / self._norms[np.maximum(counts, 1)]
         done: Bool = full & ~(possible > self._worst[: targets.count])
         return done | hopeless
 

@@ -89,7 +89,8 @@ class Chains:
         targets, count = self.targets, self.targets.count
         targets.given += 1
         feeding = targets.still_feeding()
-        tokens, gained = self._choose(logits)
+        with np.errstate(invalid="ignore"):  # infinite logits give NaN
+            tokens, gained = self._choose(logits)
         tokens = tokens.reshape(count, self.width)
         ended = self._ended[:count]
         if feeding is not None:
