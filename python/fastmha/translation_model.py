@@ -6,6 +6,7 @@ Sources join a running batch as others are finished, and a result depends on its
 """
 
 import dataclasses
+import hashlib
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ TokenIds = Sequence[Integers | Sequence[int]]
 # Texts that are tokenised together when they come from an iterator: few enough that nobody waits
 # for them, and a call of the tokenizer is nothing beside their translation.
 CHUNK = 256
+# The text of a fingerprint.
+PROBE = "The quick brown fox jumps over 13 lazy dogs. 敏捷的棕色狐狸。"
 # Special tokens that config.json may leave out, because transformers' classes have them.
 FAIRSEQ_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 T5_TOKENS = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
@@ -630,6 +633,16 @@ class TranslationModel:
         bounds = cumulative(np.array([source.size for source in sources]))
         memory = self.network.encode(np.concatenate(sources), bounds)
         return np.split(memory, bounds[1:-1])
+
+    def fingerprint(self) -> str:
+        """What tells models and instruction sets apart: the bits of one source's memory and of the
+        first logits."""
+        (source,) = self.encode_texts([PROBE], truncate=True)
+        memory = self.network.encode(source, np.array([0, source.size]))
+        start = np.array([self.settings.decoder_start_token_id])
+        bounds = np.array([0, source.size]), np.array([0, 1])
+        logits = self.network.target_logits(memory, bounds[0], start, bounds[1])
+        return hashlib.sha256(memory.tobytes() + logits.tobytes()).hexdigest()
 
     # ---- between them ---------------------------------------------------------------------------
 
