@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.results import Run
 
 # Of the modules in bench.workloads, which import NumPy.
-SUITES = ("attention", "decode", "linear", "norm", "blocks", "encode", "scaling")
+SUITES = ("attention", "decode", "linear", "norm", "blocks", "encode", "generate", "scaling")
 # Other processes: scaling over threads, beside a busy PyTorch, from the start to an embedding.
 PROCESSES = ("threads", "beside", "startup")
 INTERRUPTED = 130  # the exit status that shells give Ctrl-C
@@ -26,9 +26,9 @@ INTERRUPTED = 130  # the exit status that shells give Ctrl-C
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="fastmha beside NumPy, PyTorch, ONNX Runtime, OpenVINO and CTranslate2: same "
-        "inputs, same answers, same threads. Without options: everything, in about twelve "
-        "minutes.",
+        description="fastmha beside NumPy, PyTorch, ONNX Runtime, OpenVINO, transformers and "
+        "CTranslate2: same inputs, same answers, same threads. Without options: everything, in "
+        "about twenty minutes.",
     )
     parser.add_argument(
         "--suite",

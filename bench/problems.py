@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import formulas
+from bench.generation import Generated, Network, disagreement
+from bench.marian import Marian
 
 Array = NDArray[Any]
 
@@ -333,4 +335,40 @@ class Sentences:
         return 2.0**-19
 
 
-Problem = Attention | Ragged | Linear | RowOperation | Block | Sentences
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Sources to targets of exactly so many tokens: the best of `beam_size` hypotheses."""
+
+    network: Marian
+    sources: Array  # (B, S) ids, an end token last
+    count: int
+    beam_size: int
+
+    @cached_property
+    def generated(self) -> Generated:
+        return float64_network(self.network).search(self.sources, self.count, self.beam_size)
+
+    def expected(self) -> Array:
+        return self.generated.tokens
+
+    def checked_part(self, answer: Array) -> Array:
+        return answer
+
+    def judge(self, answer: Array) -> tuple[float, str]:
+        """The part of the tokens that are others than in float64, and why that is wrong, or ""."""
+        expected, greedy = self.generated, self.beam_size == 1
+        if answer.shape != expected.tokens.shape:
+            return 1.0, f"returns {answer.shape} tokens, expected {expected.tokens.shape}"
+        network = float64_network(self.network)
+        complaint = disagreement(network, self.sources, expected, answer, greedy=greedy)
+        return float((answer != expected.tokens).mean()), complaint
+
+    tolerance = 0.0
+
+
+@lru_cache(maxsize=1)
+def float64_network(marian: Marian) -> Network:
+    return Network(marian)
+
+
+Problem = Attention | Ragged | Linear | RowOperation | Block | Sentences | Generation

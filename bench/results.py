@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.rivals import OURS, rival_of
+from bench.rivals import LESS_PRECISE, OURS, rival_of
 
 # Raised when a field changes its meaning; a reader refuses what it does not know.
 SCHEMA = 2
@@ -35,9 +35,10 @@ class Target:
     numpy: float | None = None
     share: float | None = None  # of the limit
     seconds: float | None = None
-    best: float | None = None  # times as fast as the fastest rival
     of_peak: float | None = None  # of the multiply-add peak, whatever the limit is
     way: str | None = None  # PyTorch's way that is meant, where it is not the fastest
+    ctranslate2: float | None = None
+    best: float | None = None  # times as fast as the fastest rival in float32
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Result:
     failure: str | None = None  # our answer was wrong: nothing was timed
     peak_gflops: float = 0.0  # the limits: the better of those before and after
     peak_gbps: float = 0.0
+    work: tuple[int, str] | None = None  # so many of what a user counts by: 32 tokens
 
     # ---- ways and rivals -------------------------------------------------------------------------
 
@@ -132,9 +134,9 @@ class Result:
 
     @property
     def against_best(self) -> float | None:
-        """The ratio of the fastest rival."""
-        ratios = [ratio for rival in self.rivals if (ratio := self.against(rival)) is not None]
-        return min(ratios[1:], default=None)
+        """The ratio of the fastest rival, of those that compute in float32."""
+        ratios = [self.against(r) for r in self.rivals if r != OURS and r not in LESS_PRECISE]
+        return min((ratio for ratio in ratios if ratio is not None), default=None)
 
     @property
     def slower_than(self) -> list[str]:
@@ -142,7 +144,9 @@ class Result:
         return [
             rival
             for rival in self.rivals
-            if rival != OURS and (ratio := self.against(rival)) is not None and ratio < 1
+            if rival not in (OURS, *LESS_PRECISE)
+            and (ratio := self.against(rival)) is not None
+            and ratio < 1
         ]
 
     # ---- limits ----------------------------------------------------------------------------------
@@ -179,6 +183,11 @@ class Result:
 
     def gbps(self, name: str) -> float:
         return self.total_bytes / self.median(name) * 1e-9
+
+    def rate(self, name: str) -> float:
+        """Of `work`, per second."""
+        assert self.work is not None, self.name
+        return self.work[0] / self.median(name)
 
     @property
     def is_overhead(self) -> bool:
@@ -217,10 +226,12 @@ class Result:
             ratio = self.ratio(named) if named in self.ways else self.against(rival)
             if wanted is not None and ratio is not None:
                 found.append(Verdict(f"x {rival}", wanted, ratio, ratio >= wanted, "x"))
-        best = self.against_best
-        if target.best is not None and best is not None:
-            reached = best >= target.best
-            found.append(Verdict("x the best rival", target.best, best, reached, "x"))
+        for what, wanted, ratio in (
+            ("ctranslate2", target.ctranslate2, self.against("ctranslate2")),
+            ("the best rival", target.best, self.against_best),
+        ):
+            if wanted is not None and ratio is not None:
+                found.append(Verdict(f"x {what}", wanted, ratio, ratio >= wanted, "x"))
         if target.of_peak is not None:
             share = self.gflops(self.ours) / self.peak_gflops
             reached = share >= target.of_peak
@@ -368,7 +379,8 @@ def read(path: Path) -> Run:
 def _result(record: dict[str, Any]) -> Result:
     fields = {name: value for name, value in record.items() if name != "derived"}
     fields["target"] = Target(**fields["target"])
-    fields["axis"] = tuple(fields["axis"]) if fields["axis"] else None
+    for name in ("axis", "work"):  # lists in JSON
+        fields[name] = tuple(fields[name]) if fields.get(name) else None
     fields["ways"] = {
         name: Way(Timing(**way["timing"]), way["error"]) for name, way in fields["ways"].items()
     }

@@ -23,6 +23,7 @@ def attention_scores(
     query_offset=0,
     window=None,
     alibi_slopes=None,
+    relative_bias=None,
     softcap=0.0,
 ):
     """Final scores and visibility, both (B, Hq, L, S); invisible scores are -inf."""
@@ -41,6 +42,12 @@ def attention_scores(
     if alibi_slopes is not None:
         slopes = np.asarray(alibi_slopes, np.float64).reshape(-1, heads, 1, 1)
         scores = scores - slopes * np.abs(positions - keys)
+    if relative_bias is not None:
+        reach = relative_bias.shape[1] // 2
+        places = reach + np.clip(keys - positions, -reach, reach)  # (1 or B, 1, L, S)
+        scores = (
+            scores + np.asarray(relative_bias, np.float64)[np.arange(heads)[:, None, None], places]
+        )
 
     visible = np.ones((batch, heads, q_len, kv_len), bool)
     if key_lengths is not None:

@@ -298,6 +298,51 @@ def test_alibi(random, q_len):
             check(query, key, value, **options, is_causal=True)
 
 
+@pytest.mark.parametrize(
+    ("q_len", "kv_len"), [(1, 50), (1, 700), (3, 5), (14, 14), (40, 50), (70, 300)]
+)
+@pytest.mark.parametrize("reach", [0, 1, 4, 31, 64, 800])
+def test_relative_bias(random, q_len, kv_len, reach):
+    """Every distance inside and outside the table, on both sides."""
+    query, key, value = random.attention(2, 4, q_len, kv_len, 16, kv_heads=2)
+    bias = 2 * random.normal(4, 2 * reach + 1)
+    strided = np.full((8, 2 * reach + 4), np.nan, np.float32)[::2, 2:-1]
+    strided[:] = bias
+    for table in (bias, strided, -bias[:, ::-1], np.broadcast_to(bias[1], bias.shape)):
+        for offset in (0, kv_len - q_len, -3, 2**40, -(2**40), np.array([reach + 9, -kv_len])):
+            options = {"relative_bias": table, "query_offset": offset}
+            check(query, key, value, **options, return_weights=True, return_lse=True)
+            check(query, key, value, **options, is_causal=True, window=(40, None), softcap=2.0)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 50), (5, 9), (40, 50)])
+def test_relative_bias_of_distances_that_do_not_occur_is_never_read(random, q_len, kv_len):
+    query, key, value = random.attention(2, 4, q_len, kv_len, 16)
+    bias = random.normal(4, 401)
+    offsets = np.array([7, -20])
+    expected = fm.scaled_dot_product_attention(
+        query, key, value, relative_bias=bias, query_offset=offsets
+    )
+    bias[:, : 200 - (q_len - 1 + 7)] = np.nan
+    bias[:, 200 + kv_len + 20 :] = np.inf
+    got = fm.scaled_dot_product_attention(
+        query, key, value, relative_bias=bias, query_offset=offsets
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_relative_bias_is_a_mask_by_distance(random):
+    """What it means, written out: a float mask whose entry depends on j - i."""
+    query, key, value = random.attention(2, 3, 70, 150, 16)
+    bias = random.normal(3, 201)
+    distance = np.arange(150) - np.arange(70)[:, None]
+    mask = bias[:, 100 + np.clip(distance, -100, 100)]
+    np.testing.assert_array_equal(
+        fm.scaled_dot_product_attention(query, key, value, relative_bias=bias),
+        fm.scaled_dot_product_attention(query, key, value, mask),
+    )
+
+
 @pytest.mark.parametrize("q_len", [1, 6, 40])
 @pytest.mark.parametrize(
     "window",
@@ -364,7 +409,8 @@ def test_everything_at_once(random, q_len):
         query, key, value, mask, is_causal=True, scale=0.3, key_lengths=[0, 40, 77],
         query_offset=np.array([3, 20, 77 - q_len]), window=(30, 20), alibi_slopes=random.normal(3,
         4),
-        softcap=3.0, return_weights=True, return_lse=True, out=np.empty((3, 4, q_len, 10),
+        softcap=3.0, relative_bias=random.normal(4, 41), return_weights=True, return_lse=True,
+        out=np.empty((3, 4, q_len, 10),
         np.float32),
     )  # fmt: skip
 

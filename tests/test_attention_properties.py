@@ -106,6 +106,10 @@ def calls(draw, ndims=(4, 4, 4, 3, 2), min_batch=0):
         per_batch = ndim == 4 and draw(st.booleans())
         slopes = rng.normal(size=(batch, heads) if per_batch else (heads,))
         options["alibi_slopes"] = slopes.astype(np.float32)
+    if draw(st.booleans()):
+        reach = draw(st.one_of(st.integers(0, 9), st.sampled_from([15, 16, 32, 128, 400])))
+        bias = rng.normal(size=(heads, 2 * reach + 1)).astype(np.float32)
+        options["relative_bias"] = arrange(bias, draw(st.sampled_from(LAYOUTS)))
     return query, key, value, attn_mask, options
 
 
@@ -133,7 +137,8 @@ def test_what_may_not_be_seen_does_not_matter(call):
     before = fm.scaled_dot_product_attention(query, key, value, attn_mask, **options)
     _, weights = fm.scaled_dot_product_attention(
         np.zeros_like(query), np.zeros_like(key), value, attn_mask,
-        **{**options, "alibi_slopes": None, "softcap": 0.0}, return_weights=True,
+        **{**options, "alibi_slopes": None, "relative_bias": None, "softcap": 0.0},
+        return_weights=True,
     )  # fmt: skip
     batch, heads, q_len, kv_len = weights.shape
     kv_heads = key.shape[1]

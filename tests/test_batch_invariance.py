@@ -18,18 +18,26 @@ SIZES = [
     (64, 300, 24),
     (129, 129, 64), (140, 520, 32), (1, 5, 64), (1, 64, 128), (1, 700, 64), (1, 3000, 32),
 ]  # fmt: skip
+HEADS, KV_HEADS = 4, 2
+
+
+def relative_bias(heads, reach):
+    return Random(5).normal(heads, 2 * reach + 1)
+
+
 OPTIONS = {
     "plain": {},
     "causal": {"is_causal": True, "query_offset": 3},
     "window": {"window": (20, 4), "query_offset": 2},
     "softcap": {"softcap": 3.0, "scale": 0.4},
     "alibi": {"alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0], np.float32)},
+    "relative": {"relative_bias": relative_bias(HEADS, 40), "query_offset": 7},
     "everything": {
         "is_causal": True, "query_offset": 40, "window": (200, 30), "softcap": 3.0, "scale": 0.4,
         "alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0], np.float32),
+        "relative_bias": relative_bias(HEADS, 3),
     },
 }  # fmt: skip
-HEADS, KV_HEADS = 4, 2
 
 every_size = pytest.mark.parametrize(("q_len", "kv_len", "head_dim"), SIZES)
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -76,13 +84,15 @@ def test_batch_and_place(q_len, kv_len, head_dim, options):
 def test_other_heads(q_len, kv_len, head_dim):
     """A head's result does not depend on the heads beside it either."""
     query, key, value = make(2, q_len, kv_len, head_dim)
-    whole = fm.scaled_dot_product_attention(query, key, value)
-    for h in range(HEADS):
-        g = h * KV_HEADS // HEADS
-        alone = fm.scaled_dot_product_attention(
-            query[:, h : h + 1], key[:, g : g + 1], value[:, g : g + 1]
-        )
-        assert_same_bits(alone[:, 0], whole[:, h], f"head {h}")
+    for bias in (None, relative_bias(HEADS, 9)):
+        whole = fm.scaled_dot_product_attention(query, key, value, relative_bias=bias)
+        for h in range(HEADS):
+            g = h * KV_HEADS // HEADS
+            alone = fm.scaled_dot_product_attention(
+                query[:, h : h + 1], key[:, g : g + 1], value[:, g : g + 1],
+                relative_bias=None if bias is None else bias[h : h + 1],
+            )  # fmt: skip
+            assert_same_bits(alone[:, 0], whole[:, h], f"head {h}")
 
 
 @every_option
@@ -112,6 +122,8 @@ def test_one_query_grouped_or_not(num_threads, group, kv_len, head_dim, options)
     options = dict(options)
     if "alibi_slopes" in options:
         options["alibi_slopes"] = np.linspace(0, 0.5, 2 * group, dtype=np.float32)
+    if "relative_bias" in options:
+        options["relative_bias"] = relative_bias(2 * group, 40)
     query, key, value = Random(0).attention(2, 2 * group, 1, kv_len, head_dim, kv_heads=2)
     own = [np.repeat(a, group, axis=1) for a in (key, value)]
     expected = fm.scaled_dot_product_attention(query, *own, **options)

@@ -36,6 +36,13 @@ def workload_of(**changes):
     return harness.Workload("linear", "a workload", 1e9, Traffic(3e6, 1e6), lambda: None, **changes)
 
 
+def way_of(keyword):
+    """torch_mask as torch: mask."""
+    from bench.rivals import SHOWN_IN_ORDER
+
+    return keyword if keyword in SHOWN_IN_ORDER else keyword.replace("_", ": ")
+
+
 def result_of(name="a workload", **times):
     """A result with made-up times, in seconds, of 1 GFLOP and 4 MB: limits of 10 ms each."""
     from bench.results import Result, Target, Timing, Way
@@ -49,7 +56,7 @@ def result_of(name="a workload", **times):
         "add",
         Target(torch=2.0, share=0.5),
         ways={
-            way.replace("_", ": "): Way(Timing(t, 0.9 * t, 1.1 * t, 0.8 * t, 9, 2), 1e-7)
+            way_of(way): Way(Timing(t, 0.9 * t, 1.1 * t, 0.8 * t, 9, 2), 1e-7)
             for way, t in times.items()
         },
         peak_gflops=100.0,
@@ -68,7 +75,13 @@ def run_of(*results):
         "cpus": 2,
         "threads": 2,
         "fastmha": {"cpu": "a CPU", "isa": "avx2", "compiler": "GCC 12", "version": "1"},
-        "versions": {"fastmha": "1", "torch": "2", "numpy": "2", "ctranslate2": "4"},
+        "versions": {
+            "fastmha": "1",
+            "torch": "2",
+            "numpy": "2",
+            "ctranslate2": "4",
+            "ctranslate2_int8": "4",
+        },
         "missing": ["openvino"],
         "blas": "openblas",
         "memory_gbps": {"read": 80.0, "add": 70.0, "copy": 60.0},
@@ -246,6 +259,10 @@ layer_norm 4096 x 3072 | 1.5 | 1.5 | 85
 add + norm 4096 x 3072 | 1.5 | 1.5 | 85
 softmax 4096 x 3072 | 1.5 | 1.5 | 85
 gelu 4096 x 3072 | 1.5 | 1.5 | 85
+generate 1 x 20 -> 32, greedy | | | 70
+generate 1 x 20 -> 32, beam 4 | | |
+generate 16 x 20 -> 32, greedy | | |
+generate 16 x 20 -> 32, beam 4 | | |
 """
 
 
@@ -284,6 +301,10 @@ def test_targets_are_those_that_were_asked_for():
         share = None if percent is None else percent / 100
         assert (target.torch, target.numpy, target.share) == (torch, numpy, share), name
     assert every["attention 1 x 8 x 5 x 64"].target.seconds == 2.5e-6
+    generated = [each.target for name, each in every.items() if name.startswith("generate")]
+    assert [(t.ctranslate2, t.best) for t in generated] == [
+        (3, None), (3, None), (None, 2.5), (None, 2.5)
+    ]  # fmt: skip
     rest = {name for name, workload in every.items() if workload.suite != "encode"} - asked.keys()
     for name in rest:  # restricted: not slower than PyTorch, near plain
         assert every[name].target.torch == 1.0, name
@@ -372,6 +393,38 @@ def test_targets_of_a_whole_run():
     assert [verdict.reached for _, verdict in isa_verdicts(first, other)] == [False]
 
 
+def test_a_step_reads_the_decoder_and_the_output_map():
+    """The limit of generating: the bytes that the README names, and every matrix of the network."""
+    from bench.workloads import generate
+
+    size = tiny_marian()
+    matrices = sum(w.size for n, w in size.weights.items() if "layers" in n and w.ndim == 2)
+    output = size.vocab_size * size.d_model
+    assert generate.step_weights(size) + generate.start_weights(size) == matrices + output
+    base = generate.base()
+    assert round(4e-6 * generate.step_weights(base)) == 154
+    assert round(4e-6 * generate.start_weights(base)) == 88
+    traffic = generate.workloads()[0].traffic
+    assert traffic.megabytes == 156  # what a step finds in the caches is that of as many bytes
+    assert traffic.total == pytest.approx(32 * 153.6e6 + 88e6, rel=0.01)
+
+
+def tiny_marian(**changes):
+    from bench.marian import Marian
+
+    return Marian(
+        **{"vocab_size": 50, "d_model": 16, "heads": 2, "d_ff": 32, "layers": 2, **changes}
+    )
+
+
+def tiny_generation(beam_size):
+    from bench import problems
+
+    sources = np.random.default_rng(0).integers(2, 48, (3, 7))
+    sources[:, -1] = 0
+    return problems.Generation(tiny_marian(), sources, 9, beam_size)
+
+
 def test_norms_are_limited_by_memory_alone():
     from bench.workloads import norm
 
@@ -423,6 +476,93 @@ def without_gradients():
     import torch
 
     return torch.inference_mode()
+
+
+@pytest.mark.parametrize("name", ["fastmha", "transformers", "ctranslate2", "ctranslate2_int8"])
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_rivals_generate_what_float64_does(name, beam_size, monkeypatch):
+    from bench import harness, rivals
+
+    monkeypatch.setattr("bench.rivals.torch.prepare", lambda threads: None)
+    found, missing = rivals.load([name], 2)
+    assert missing == []
+    problem = tiny_generation(beam_size)
+    case = harness.make_case(workload_of_problem(problem), found)
+    assert problem.expected().shape == (3, 9)
+    assert len(np.unique(problem.expected())) > 3  # a text, not a stutter
+    errors = harness.check_errors(workload_of(), case)
+    assert list(errors) == [name]
+    assert case.left_out == {}
+    if name != "ctranslate2_int8":
+        assert errors[name] == 0.0
+
+
+def workload_of_problem(problem):
+    from dataclasses import replace
+
+    return replace(workload_of(), make=lambda: problem)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_other_tokens_are_wrong_unless_nearly_tied(beam_size):
+    from dataclasses import replace
+
+    from bench import harness
+    from bench.rivals import Call
+
+    problem = tiny_generation(beam_size)
+    right = problem.expected()
+    wrong = right.copy()
+    wrong[1, 4] = 3 if wrong[1, 4] != 3 else 4
+    case = harness.Case(
+        {"fastmha": Call(lambda: wrong), "ctranslate2_int8": Call(lambda: wrong)},
+        right,
+        0.0,
+        judge=problem.judge,
+    )
+    with pytest.raises(AssertionError, match="source 1 differs from float64 at token 4"):
+        harness.error_of(case, "fastmha")
+    assert harness.error_of(case, "ctranslate2_int8") == pytest.approx(1 / 27)  # shown, not asked
+    assert problem.judge(right[:, :5]) == (1.0, "returns (3, 5) tokens, expected (3, 9)")
+    # the same hypothesis under a name of its own: as good to the last digit
+    found = problem.generated
+    assert problem.judge(right) == (0.0, "")
+    vars(problem)["generated"] = replace(found, tokens=wrong)
+    scored = vars(problem)["generated"].log_probabilities.copy()
+    scored[1] = score_of(problem, right)[1]
+    vars(problem)["generated"] = replace(found, tokens=wrong, log_probabilities=scored + 1e-7)
+    error, complaint = problem.judge(right)
+    assert error == pytest.approx(1 / 27)
+    assert complaint == ""
+
+
+def score_of(problem, tokens):
+    from bench.problems import float64_network
+
+    return float64_network(problem.network).score(problem.sources, tokens)
+
+
+def test_beam_search_in_float64_is_no_worse_than_greedy():
+    """Its hypotheses have the scores that the network gives them, and are at least as good here."""
+    sums = {}
+    for beam_size in (1, 4):
+        problem = tiny_generation(beam_size)
+        found = problem.generated
+        np.testing.assert_allclose(score_of(problem, found.tokens), found.log_probabilities)
+        sums[beam_size] = found.log_probabilities.sum(axis=1)
+    assert (sums[4] >= sums[1] - 1e-12).all()
+
+
+def test_int8_is_shown_but_is_no_loss():
+    result = result_of(fastmha=0.05, transformers=0.2, ctranslate2=0.1, ctranslate2_int8=0.04)
+    from bench.results import Target
+
+    result.work, result.target = (16, "tokens"), Target(ctranslate2=3.0, best=2.0)
+    assert result.ways.keys() == {"fastmha", "transformers", "ctranslate2", "ctranslate2_int8"}
+    assert result.slower_than == []
+    assert result.against_best == pytest.approx(2.0)
+    assert result.rate("ctranslate2") == pytest.approx(160)
+    assert [verdict.reached for verdict in result.verdicts] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["fastmha", "torch", "numpy", "onnxruntime", "openvino"])
@@ -629,11 +769,13 @@ def test_json_round_trip(tmp_path):
     failed.failure, failed.left_out = "is off by 1", {"openvino": "RuntimeError"}
     curve = result_of("point", fastmha=0.1)
     curve.axis = ("by length", 16)
-    run = run_of(result_of(fastmha=0.05, torch=0.1), failed, curve)
+    counted = result_of("counted", fastmha=0.1)
+    counted.work = (32, "tokens")
+    run = run_of(result_of(fastmha=0.05, torch=0.1), failed, curve, counted)
     results.write(tmp_path / "results.json", run)
     again = results.read(tmp_path / "results.json")
     assert again == run
-    assert [r.name for r in again.measured] == ["a workload"]
+    assert [r.name for r in again.measured] == ["a workload", "counted"]
     assert [r.name for r in again.curves] == ["point"]
     assert [r.name for r in again.failures] == ["failed"]
     (tmp_path / "old.json").write_text('{"results": []}')
@@ -667,11 +809,14 @@ def full_run():
         times = {"fastmha": 0.02, "torch_bool mask": 0.03, "numpy": 0.05}
         if workload.suite == "encode":
             times |= {"ctranslate2": 0.04}
+        if workload.suite == "generate":
+            times = {"fastmha": 0.02, "ctranslate2": 0.06, "ctranslate2_int8": 0.01}
         result = replace(
             result_of(workload.name, **times),
             suite=workload.suite,
             target=workload.target,
             axis=workload.axis,
+            work=workload.work,
         )
         if number == 3:
             result.ways["torch: bool mask"] = result_of(torch=0.01).ways["torch"]
@@ -724,6 +869,8 @@ def test_readme_section_is_generated():
     shown = [name for name in readme.SHOWN if any(r.name == name for r in run.measured)]
     assert len(shown) >= len(readme.SHOWN) - 1  # one of them may be the failure
     assert all(f"| {name} |" in text for name in shown)
+    assert "| workload | fastmha | CTranslate2 | CTranslate2 int8 | best rival |" in text
+    assert "| **25600 tokens/s** | 8533 tokens/s (3.00x) | 51200 tokens/s (0.50x) | 3.00x |" in text
     lost = run.results[3].name
     assert lost in text[text.index("Slower than a rival in 1 of the") :]
     assert "missed: " in text

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_bits
+from fastmha import _core
 from torch import nn
 from torch.nn import functional as F
 
@@ -477,13 +478,13 @@ def test_failed_decoder_block_leaves_the_cache(random):
     cache = block.new_cache(1, 2)
     with pytest.raises(ValueError, match=r"capacity|room|full"):
         block(x, first, cache=cache)
-    np.testing.assert_array_equal(cache.self_attn.lengths, [0])
+    np.testing.assert_array_equal(cache.lengths, [0])
     assert not cache.has_memory
     close(block(x[:, :2], second, cache=cache), block(x[:, :2], second))
 
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("broken", ["feed-forward of block 2", "norm"])
+@pytest.mark.parametrize("broken", ["memory of block 2", "step"])
 def test_failed_decoder_leaves_the_caches_of_all_blocks(random, monkeypatch, error, broken):
     blocks = [fm.DecoderBlock(32, 4, 64, seed=n) for n in range(2)]
     decoder = fm.Decoder(blocks, fm.LayerNorm(32))
@@ -493,19 +494,19 @@ def test_failed_decoder_leaves_the_caches_of_all_blocks(random, monkeypatch, err
 
     def fails(*args):
         with monkeypatch.context() as patch:
-            if broken == "norm":
-                patch.setattr(decoder, "norm", raising(error))
+            if broken == "step":
+                patch.setattr(_core, "decoder_step", raising(error))
             else:
-                patch.setattr(blocks[1], "feed_forward", raising(error))
+                patch.setattr(blocks[1].multihead_attn, "project_kv", raising(error))
             with pytest.raises(error):
                 decoder(*args, cache=cache)
 
     fails(x[:, :2], other)
-    assert not any(block.has_memory for block in cache.blocks)
+    assert not cache.has_memory
     close(decoder(x[:, :2], memory, cache=cache), whole[:, :2])
-    fails(x[:, 2:])
-    for block in cache.blocks:
-        np.testing.assert_array_equal(block.self_attn.lengths, [2, 2])
+    if broken == "step":
+        fails(x[:, 2:])
+        np.testing.assert_array_equal(cache.lengths, [2, 2])
     close(decoder(x[:, 2:], cache=cache), whole[:, 2:])
 
 
@@ -754,3 +755,70 @@ def test_seed_gives_the_same_weights():
     other = fm.EncoderBlock(32, 4, 64, seed=8).state_dict()
     assert (other["linear1.weight"] != first["linear1.weight"]).any()
     assert np.abs(first["self_attn.in_proj_weight"]).max() > 0.1
+
+
+def gated_rms_block(state, x, heads, head_dim, scale, *, memory=None):
+    """An encoder or decoder block with RMS norms first and a gated feed-forward, in float64."""
+
+    def rms(x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * state[f"{name}.weight"]
+
+    def attend(x, source, name, *, causal):
+        q, k, v = np.split(state[f"{name}.in_proj_weight"], 3)
+        q, k, v = (
+            (rows @ weight.T).reshape(len(rows), heads, head_dim).transpose(1, 0, 2)
+            for rows, weight in ((x, q), (source, k), (source, v))
+        )
+        scores = scale * q @ k.transpose(0, 2, 1)
+        if causal:
+            scores += np.triu(np.full(scores.shape[1:], -np.inf), 1)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        weights = scores / scores.sum(-1, keepdims=True)
+        joined = (weights @ v).transpose(1, 0, 2).reshape(len(x), heads * head_dim)
+        return joined @ state[f"{name}.out_proj.weight"].T
+
+    state = {name: array.astype(np.float64) for name, array in state.items()}
+    x = x.astype(np.float64)
+    y = rms(x, "norm1")
+    x = x + attend(y, y, "self_attn", causal=memory is not None)
+    if memory is not None:
+        x = x + attend(rms(x, "norm2"), memory.astype(np.float64), "multihead_attn", causal=False)
+    y = rms(x, "norm2" if memory is None else "norm3")
+    hidden = np.maximum(y @ state["linear1.weight"].T, 0) * (y @ state["gate.weight"].T)
+    return x + hidden @ state["linear2.weight"].T
+
+
+@pytest.mark.parametrize("length", [1, 5, 40])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_blocks_with_rms_norms_gates_and_heads_of_another_width(random, length, scale):
+    """What T5 asks for, against the same in float64."""
+    settings = {
+        "norm_first": True, "norm": "rms_norm", "norm_eps": 1e-6, "bias": False, "gated": True,
+        "head_dim": 24, "scale": scale,
+    }  # fmt: skip
+    x, memory = random.normal(3, length, 32), random.normal(3, length + 2, 32)
+    for kind in (fm.EncoderBlock, fm.DecoderBlock):
+        block = kind(32, 2, 80, **settings, seed=0)
+        assert {"gate.weight": (80, 32), "norm1.weight": (32,)}.items() <= (
+            block.state_shapes().items()
+        )
+        state = block.state_dict()
+        for name in ("norm1", "norm2"):
+            state[f"{name}.weight"] = random.normal(32)
+        block.load_state_dict(state)
+        inputs = (memory,) if kind is fm.DecoderBlock else ()
+        actual = block(x, *inputs)
+        for n in range(3):
+            given = {"memory": memory[n]} if inputs else {}
+            expected = gated_rms_block(state, x[n], 2, 24, scale or 24**-0.5, **given)
+            np.testing.assert_allclose(actual[n], expected, rtol=2e-5, atol=2e-5)
+        if not inputs:
+            continue
+        cache = block.new_cache(3, length)
+        steps = [block(x[:, i : i + 1], memory, cache=cache) for i in range(length)]
+        np.testing.assert_allclose(np.concatenate(steps, 1), actual, rtol=2e-5, atol=2e-5)
+
+
+def test_unknown_norms_are_refused():
+    with pytest.raises(ValueError, match="DecoderBlock: norm must be one of layer_norm, rms_norm"):
+        fm.DecoderBlock(8, 2, 8, norm="batch_norm")

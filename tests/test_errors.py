@@ -36,6 +36,10 @@ def wrong_array(array, dtype):
     return np.ones(array.shape, dtype) if dtype == "object" else array.astype(dtype)
 
 
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
 # ---- dtypes ----
 
 FLOAT_ARGUMENTS = {
@@ -43,6 +47,7 @@ FLOAT_ARGUMENTS = {
     "key": (K, lambda a: sdpa(k=a)),
     "value": (V, lambda a: sdpa(v=a)),
     "alibi_slopes": (Q[0, :, 0, 0], lambda a: sdpa(alibi_slopes=a)),
+    "relative_bias": (zeros(4, 3), lambda a: sdpa(relative_bias=a)),
     "out": (np.zeros((2, 4, 5, 6), np.float32), lambda a: sdpa(out=a)),
     "varlen query": (PQ, lambda a: varlen(q=a)),
     "varlen key": (PK, lambda a: varlen(k=a)),
@@ -85,7 +90,7 @@ def test_wrong_dtype_names_the_cast(argument, dtype):
 @pytest.mark.parametrize("argument", FLOAT_ARGUMENTS)
 def test_not_an_array(argument, thing):
     _, call = FLOAT_ARGUMENTS[argument]
-    optional = ("alibi_slopes", "out", "bias", "residual")
+    optional = ("alibi_slopes", "relative_bias", "out", "bias", "residual")
     if thing is None and argument.split()[-1] in optional:
         call(None)
         return
@@ -117,10 +122,6 @@ def test_wrong_index_dtype(call, dtype):
 
 
 # ---- shapes and values: (what the message must say, the call) ----
-
-
-def zeros(*shape):
-    return np.zeros(shape, np.float32)
 
 
 WRONG_VALUES = {
@@ -182,6 +183,33 @@ WRONG_VALUES = {
     "slopes transposed": (["alibi_slopes", r"\(4, 2\)"], lambda: sdpa(alibi_slopes=zeros(4, 2))),
     "slopes 3-D": (["alibi_slopes"], lambda: sdpa(alibi_slopes=zeros(2, 4, 1))),
     "slopes 0-D": (["alibi_slopes"], lambda: sdpa(alibi_slopes=zeros())),
+    # relative bias
+    "relative bias of too few heads": (
+        ["relative_bias", r"\(4, an odd number\)", r"\(2, 3\)"],
+        lambda: sdpa(relative_bias=zeros(2, 3)),
+    ),
+    "relative bias without a middle": (
+        ["relative_bias", "-R to R", r"\(4, 6\)"],
+        lambda: sdpa(relative_bias=zeros(4, 6)),
+    ),
+    "relative bias of nothing": (
+        ["relative_bias", r"\(4, 0\)"],
+        lambda: sdpa(relative_bias=zeros(4, 0)),
+    ),
+    "relative bias 1-D": (["relative_bias", "2 axes"], lambda: sdpa(relative_bias=zeros(5))),
+    "relative bias 3-D": (["relative_bias", "2 axes"], lambda: sdpa(relative_bias=zeros(2, 4, 5))),
+    "relative bias NaN": (
+        ["relative_bias must be finite", "nan", "head 0", "window"],
+        lambda: sdpa(relative_bias=zeros(4, 5) + np.float32(np.nan)),
+    ),
+    "relative bias -inf": (
+        ["relative_bias must be finite", "-inf", "window"],
+        lambda: sdpa(relative_bias=zeros(4, 5) - np.float32(np.inf)),
+    ),
+    "relative bias too large": (
+        [r"at most 2\.3e38", "3e\\+38"],
+        lambda: sdpa(relative_bias=zeros(4, 5) + np.float32(3e38)),
+    ),
     # out
     "out of query's shape": (
         ["out", r"\(2, 4, 5, 6\)", r"\(2, 4, 5, 8\)"],
@@ -212,6 +240,10 @@ WRONG_VALUES = {
     "cu_seqlens_k left out": (["cu_seqlens"], lambda: varlen(cu_k=None)),
     "varlen offsets": (["query_offset"], lambda: varlen(query_offset=[1, 2, 3])),
     "varlen slopes": (["alibi_slopes"], lambda: varlen(alibi_slopes=zeros(3, 4))),
+    "varlen relative bias": (
+        ["varlen_attention: relative_bias", r"\(3, 5\)"],
+        lambda: varlen(relative_bias=zeros(3, 5)),
+    ),
     "varlen out": (["out", r"\(5, 4, 6\)"], lambda: varlen(out=zeros(5, 4, 8))),
     "varlen window": (["window"], lambda: varlen(window=(-2, 0))),
     "varlen softcap": (["softcap"], lambda: varlen(softcap=-1.0)),
@@ -317,6 +349,7 @@ def test_lengths_and_offsets_per_batch_need_a_batch():
         {"key_lengths": [3, 3]},
         {"query_offset": [1, 2]},
         {"alibi_slopes": zeros(2, 4)},
+        {"relative_bias": zeros(2, 3)},
     ):
         with pytest.raises(ValueError, match=next(iter(options))):
             sdpa(Q[0], K[0], V[0], **options)
@@ -460,13 +493,13 @@ CALLS = {
         **o),
         {"query": Q, "key": K, "value": V},
         ["attn_mask", "is_causal", "scale", "key_lengths", "query_offset", "window",
-        "alibi_slopes", "softcap",
+        "alibi_slopes", "relative_bias", "softcap",
          "return_weights", "return_lse", "out"],
     ),
     "varlen": (
         fm.varlen_attention,
         {"query": PQ, "key": PK, "value": PV, "cu_seqlens_q": CU_Q, "cu_seqlens_k": CU_K},
-        ["is_causal", "scale", "query_offset", "window", "alibi_slopes", "softcap",
+        ["is_causal", "scale", "query_offset", "window", "alibi_slopes", "relative_bias", "softcap",
         "return_weights", "return_lse", "out"],
     ),
     "Linear": (fm.Linear, {"weight": W}, ["bias", "activation", "dtype"]),

@@ -3,7 +3,7 @@
 import fastmha as fm
 import numpy as np
 import pytest
-from conftest import assert_same_bits
+from conftest import Random, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_attention
@@ -173,9 +173,11 @@ def test_no_memory_to_move_changes_nothing(random, move):
         {"window": (3, 0)},
         {"softcap": 2.0, "scale": 0.3},
         {"alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0], np.float32)},
+        {"relative_bias": Random(3).normal(HEADS, 65)},
         {
             "window": (17, None),
             "softcap": 5.0,
+            "relative_bias": Random(3).normal(HEADS, 9),
             "alibi_slopes": np.full((BATCH, HEADS), 0.3, np.float32),
         },
     ],

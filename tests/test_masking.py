@@ -27,6 +27,10 @@ def mask_cases(q_len, kv_len, rng):
     yield "causal, offset", None, {"is_causal": True, "query_offset": np.array([end - 2, end // 2])}
     yield "negative offset", None, {"is_causal": True, "query_offset": -q_len}
     yield "window", None, {"window": (3, 2), "query_offset": end // 2}
+    yield "window, relative bias", None, {
+        "window": (8, 3), "relative_bias": rng.standard_normal((HEADS, 11)).astype(np.float32),
+        "query_offset": end // 2,
+    }  # fmt: skip
     yield "window left", None, {"window": (5, None), "query_offset": end}
     yield "window past the end", None, {"window": (1, 1), "query_offset": kv_len + 50}
     yield "bool", boolean, {}
@@ -36,6 +40,7 @@ def mask_cases(q_len, kv_len, rng):
     yield "all together", boolean, {
         "key_lengths": lengths, "is_causal": True, "query_offset": end, "window": (kv_len // 2, 0),
         "alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0], np.float32), "softcap": 4.0,
+        "relative_bias": rng.standard_normal((HEADS, 21)).astype(np.float32),
     }  # fmt: skip
 
 

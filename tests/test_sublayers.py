@@ -14,7 +14,7 @@ from fastmha.nn import FeedForward
 SHAPES = [(300, 5), (40, 29), (3, 130), (1, 77), (200, 1), (2, 14), (1, 1)]
 # d_model, heads, kv_heads: whole vectors and panels, and sizes that are neither
 DIMS = [(64, 4, 4), (60, 3, 1), (36, 6, 2)]
-NORMS = ["no norm", "norm before", "norm after", "both norms"]
+NORMS = ["no norm", "norm before", "norm after", "both norms", "both rms"]
 
 
 def shaken(module, seed=1):
@@ -27,8 +27,10 @@ def shaken(module, seed=1):
 
 
 def norms(name, width):
-    before, after = (shaken(fm.LayerNorm(width, 1e-3), seed) for seed in (2, 3))
+    kind = fm.RMSNorm if name == "both rms" else fm.LayerNorm
+    before, after = (shaken(kind(width, 1e-3), seed) for seed in (2, 3))
     return {
+        "both rms": {"norm_before": before, "norm_after": after},
         "no norm": {},
         "norm before": {"norm_before": before},
         "norm after": {"norm_after": after},
@@ -42,20 +44,35 @@ def around(steps, x, residual, norm_before=None, norm_after=None):
     return y if norm_after is None else norm_after(y)
 
 
-def attend(mha, query, key, *, is_causal, residual, key_lengths=None, bounds=None, norms=None):
+def attend(
+    mha,
+    query,
+    key,
+    *,
+    is_causal,
+    residual,
+    key_lengths=None,
+    bounds=None,
+    norms=None,
+    relative_bias=None,
+):
     """The steps of multi-head attention."""
 
     def steps(x, residual):
         q, k, v = mha._project(x, key, None, x.ndim)
         if bounds is not None:
-            attended = fm.varlen_attention(q, k, v, *bounds, is_causal=is_causal)
+            attended = fm.varlen_attention(
+                q, k, v, *bounds, is_causal=is_causal, scale=mha.scale, relative_bias=relative_bias
+            )
         else:
             attended = fm.scaled_dot_product_attention(
                 *(a.transpose(0, 2, 1, 3) for a in (q, k, v)),
                 is_causal=is_causal,
+                scale=mha.scale,
+                relative_bias=relative_bias,
                 key_lengths=key_lengths,
             ).transpose(0, 2, 1, 3)
-        joined = np.ascontiguousarray(attended).reshape(*x.shape[:-1], mha.embed_dim)
+        joined = np.ascontiguousarray(attended).reshape(*x.shape[:-1], mha.num_heads * mha.head_dim)
         return mha.out_proj(joined, residual=residual)
 
     return around(steps, query, residual, **(norms or {}))
@@ -130,16 +147,74 @@ def test_attention_with_lengths(random, batch, length):
         x = np.nan_to_num(x)
 
 
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_heads_of_another_width(random, num_threads, scale):
+    """Heads that do not make up embed_dim, and scores without the usual scale, as in T5."""
+    mha = shaken(fm.MultiHeadAttention(30, 3, head_dim=16, scale=scale, bias=False, seed=0))
+    assert mha.state_shapes() == {"in_proj_weight": (144, 30), "out_proj.weight": (30, 48)}
+    assert repr(mha) == "MultiHeadAttention(30, num_heads=3, head_dim=16)"
+    memory = random.normal(40, 9, 30)
+    for batch, length in ((40, 5), (2, 60), (3, 1)):
+        x = random.normal(batch, length, 30)
+        for key in (None, memory[:batch]):
+            expected = attend(mha, x, key, is_causal=False, residual=x)
+            for threads in (1, 2):
+                num_threads(threads)
+                assert_same_bits(mha(x, key, residual=x), expected)
+            if length > 1:  # step by step
+                assert_same_bits(mha(x, key, residual=x, return_weights=True)[0], expected)
+    cache = fm.KVCache(3, 3, 4, 16)
+    x = random.normal(3, 4, 30)
+    steps = [mha(x[:, i : i + 1], cache=cache, is_causal=True) for i in range(4)]
+    np.testing.assert_allclose(np.concatenate(steps, 1), mha(x, is_causal=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("reach", [0, 3, 200])
+def test_relative_bias(random, num_threads, reach):
+    mha = shaken(fm.MultiHeadAttention(64, 4, seed=0))
+    bias = random.normal(4, 2 * reach + 1)
+    for batch, length in ((40, 5), (2, 60), (1, 130), (30, 1)):
+        x, memory = random.normal(batch, length, 64), random.normal(batch, length + 4, 64)
+        bounds = np.arange(batch + 1) * length
+        options = {"residual": x, "relative_bias": bias}
+        for key, is_causal in ((None, True), (None, False), (memory, False)):
+            expected = attend(mha, x, key, is_causal=is_causal, **options)
+            for threads in (1, 2):
+                num_threads(threads)
+                actual = mha(x, key, is_causal=is_causal, **options)
+                assert_same_bits(actual, expected, f"{threads} threads")
+        rows = x.reshape(-1, 64)
+        expected = attend(mha, x, None, is_causal=False, **options).reshape(-1, 64)
+        actual = mha(rows, cu_seqlens=bounds, residual=rows, relative_bias=bias)
+        assert_same_bits(actual, expected, "ragged")
+    with pytest.raises(ValueError, match=r"relative_bias must have shape \(heads, 2 R \+ 1\)"):
+        mha(x, relative_bias=bias[:3])
+    with pytest.raises(ValueError, match="relative_bias must be finite"):
+        mha(x, relative_bias=bias + np.float32(np.nan))
+
+
+def test_a_scale_that_is_no_number_is_refused(random):
+    with pytest.raises(ValueError, match="scale must be finite"):
+        fm.MultiHeadAttention(64, 4, scale=float("nan"), seed=0)(random.normal(300, 5, 64))
+
+
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [0, 1, 5, 27, 28, 113, 700])
-@pytest.mark.parametrize(("d_model", "d_ff"), [(64, 256), (30, 100), (1, 1)])
-def test_feed_forward(random, num_threads, d_model, d_ff, rows, norm):
-    feed = shaken(FeedForward(d_model, d_ff, activation="gelu", bias=norm != "no norm", seed=0))
+@pytest.mark.parametrize(("d_model", "d_ff"), [(64, 1100), (30, 100), (1, 1)])
+def test_feed_forward(random, num_threads, d_model, d_ff, rows, norm, gated):
+    bias = norm != "no norm"
+    feed = shaken(FeedForward(d_model, d_ff, activation="gelu", bias=bias, gated=gated, seed=0))
     x, residual = random.normal(rows, d_model), random.normal(rows, d_model)
     options = norms(norm, d_model)
-    expected = around(
-        lambda x, residual: feed.linear2(feed.linear1(x), residual=residual), x, residual, **options
-    )
+
+    def steps(x, residual):
+        hidden = feed.linear1(x)
+        if feed.gate is not None:
+            hidden *= feed.gate(x)
+        return feed.linear2(hidden, residual=residual)
+
+    expected = around(steps, x, residual, **options)
     for threads in (1, 2, 3):
         num_threads(threads)
         assert_same_bits(feed(x, residual=residual, **options), expected)

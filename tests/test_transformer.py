@@ -247,8 +247,11 @@ def test_a_beam_wide_enough_finds_the_best_of_all_targets():
                     for i, token in enumerate(ids)
                 )
                 best = max(best, (score / len(ids), list(body)), key=lambda entry: entry[0])
+        hypotheses = model.start(1, limit, beam_size=80)
+        bounds = np.array([0, len(source)])
+        hypotheses.join(model.encode(np.array(source), bounds), bounds)
         found = beam_search(
-            model.start([source], limit, beam_size=80),
+            hypotheses,
             1,
             beam_size=80,
             bos=BOS,
@@ -427,10 +430,10 @@ def test_generate_nothing():
 @pytest.mark.parametrize(
     ("error", "message", "sources", "options"),
     [
-        (ValueError, r"src\[1\] holds the id 23, .* 0 \.\. 22", [[5, 2], [4, 23]], {}),
-        (ValueError, r"src\[0\] holds the id -1", [[5, -1, 2]], {}),
+        (ValueError, r"source 1 holds the id 23, .* 0 \.\. 22", [[5, 2], [4, 23]], {}),
+        (ValueError, "source 0 holds the id -1", [[5, -1, 2]], {}),
         (ValueError, "source 0 is empty", [[]], {}),
-        (ValueError, r"src\[0\] has 17 tokens, the model has 16", [[5] * 17], {}),
+        (ValueError, "source 0 has 17 tokens, the model has 16", [[5] * 17], {}),
         (ValueError, "one-dimensional", [[[5, 2]]], {}),
         (TypeError, "integers", [[5.0, 2.0]], {}),
         (ValueError, "at most 16 tokens", [[5, 2]], {"max_new_tokens": 17}),

@@ -102,10 +102,12 @@ def test_every_option(random):
         {"window": (0, None)},
         {"alibi_slopes": per_sequence[0], "query_offset": offsets},
         {"alibi_slopes": per_sequence},
+        {"relative_bias": random.normal(4, 11)},
+        {"relative_bias": random.normal(4, 201), "query_offset": offsets, "is_causal": True},
         {"softcap": 2.0, "scale": 0.5},
         {
             "query_offset": offsets, "is_causal": True, "window": (30, 5),
-            "alibi_slopes": per_sequence,
+            "alibi_slopes": per_sequence, "relative_bias": random.normal(4, 7),
             "softcap": 5.0, "scale": 0.2,
         },
     ):  # fmt: skip
@@ -198,6 +200,8 @@ def test_varlen_equals_the_oracle(data, seed):
     slopes = data.draw(st.sampled_from([None, (heads,), (len(q_lengths), heads)]))
     if slopes is not None:
         options["alibi_slopes"] = random.normal(*slopes)
+    if data.draw(st.booleans()):
+        options["relative_bias"] = random.normal(heads, 2 * data.draw(st.integers(0, 50)) + 1)
     check(*arrays, **options)
 
 

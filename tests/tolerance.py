@@ -61,9 +61,9 @@ def attention_bounds(
     result may be passed as `expected`, to save computing it twice).
 
     A score carries e_j = (E + c) u scale sum|q k| from its dot product (tanh and |x| do not enlarge
-    an error), plus c u (|alibi| + |mask| + softcap) for what is added. A weight is exp(s_j - lse),
-    so its relative error is r_j = e_j + sum_k p_k e_k + (S + c) u + EXP_ERROR + c u |s|; the output
-    adds p_j r_j |v_j| up.
+    an error), plus c u (|alibi| + |relative bias| + |mask| + softcap) for what is added. A weight
+    is exp(s_j - lse), so its relative error is r_j = e_j + sum_k p_k e_k + (S + c) u + EXP_ERROR +
+    c u |s|; the output adds p_j r_j |v_j| up.
     """
     lift = (None,) * (4 - query.ndim)
     query, key, value = (np.asarray(x, np.float64)[lift] for x in (query, key, value))
@@ -83,6 +83,9 @@ def attention_bounds(
             offset = np.reshape(options.get("query_offset", 0), (-1, 1, 1, 1))
             distance = np.arange(query.shape[2])[:, None] + offset - np.arange(kv_len)
             added = added + np.abs(slopes * distance)
+        if options.get("relative_bias") is not None:
+            biases = np.abs(np.asarray(options["relative_bias"])).max(-1)
+            added = added + biases[:, None, None]
         if attn_mask is not None and np.asarray(attn_mask).dtype != bool:
             added = added + np.abs(np.where(visible, attn_mask, 0.0))
         score_error = np.where(visible, (head_dim + SLACK) * U * dots + SLACK * U * added, 0.0)

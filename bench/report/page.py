@@ -9,6 +9,7 @@ from typing import Any
 from bench.limits import disturbed
 from bench.report import bars, curves, tables, words
 from bench.results import OURS, Run, isa_verdicts
+from bench.rivals import LESS_PRECISE
 
 STYLE = Path(__file__).with_name("style.css")
 SUITES = {
@@ -18,6 +19,7 @@ SUITES = {
     "norm": "Norms, softmax, activations",
     "blocks": "Attention modules, encoder and decoder blocks",
     "encode": "Sentence embeddings: all-MiniLM-L6-v2",
+    "generate": "Translation, token by token",
 }
 
 
@@ -45,7 +47,7 @@ def geometric_mean(values: list[float]) -> float:
 
 def _head(run: Run) -> str:
     machine, core = run.machine, run.machine["fastmha"]
-    rivals = [name for name in machine["versions"] if name != OURS]
+    rivals = [name for name in machine["versions"] if name not in (OURS, *LESS_PRECISE)]
     versions = ", ".join(f"{words.NAMES[n]} {machine['versions'][n]}" for n in rivals)
     missing = (
         f" Not installed, so not compared: {', '.join(machine['missing'])}."
@@ -74,7 +76,7 @@ def _head(run: Run) -> str:
     ]
     nav = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in links)
     return (
-        "<h1>fastmha beside NumPy, PyTorch, ONNX Runtime, OpenVINO and CTranslate2</h1>"
+        f"<h1>fastmha beside {', '.join(words.NAMES[name] for name in rivals)}</h1>"
         '<p class="lead">Transformer inference in float32 on a CPU: the same inputs, answers '
         "checked against "
         "float64, the same number of threads, rivals in turns within one run.</p>"
@@ -287,7 +289,9 @@ def _method(run: Run) -> str:
         "threads of the one before sleep, and lets the next one warm up untimed. Times are medians "
         "over rounds, the whisker spans the quartiles. Outputs are allocated as a user's call does "
         "it, and, as a way of its own, given as out=. Where a rival can say a workload in several "
-        "ways, its fastest counts; so does ours.</p><p>Memory of this machine in this run: "
+        "ways, its fastest counts; so does ours. What is generated must be, token by token, what "
+        "float64 generates, near ties apart; its error is the part of the tokens that are others. "
+        "int8 is shown for information.</p><p>Memory of this machine in this run: "
         f"{memory['read']:.0f} GB/s read, {memory['add']:.0f} GB/s two read and one written, "
         f"{memory['copy']:.0f} GB/s copied. Masked pairs do not count as arithmetic. The run took "
         f"{run.machine.get('seconds', 0) / 60:.0f} minutes; <code>bench/README.md</code> says how "

@@ -17,7 +17,17 @@ def _table(header: list[tuple[str, str]], rows: list[str]) -> str:
     return f"<table><tr>{ths}</tr>{''.join(rows)}</table>"
 
 
-NUMBERS = ["median", "quartiles", "min", "GFLOP/s", "GB/s", "of limit", "max error", "time / ours"]
+NUMBERS = [
+    "median",
+    "quartiles",
+    "min",
+    "rate",
+    "GFLOP/s",
+    "GB/s",
+    "of limit",
+    "max error",
+    "time / ours",
+]
 
 
 def numbers(results: list[Result]) -> str:
@@ -33,7 +43,8 @@ def numbers(results: list[Result]) -> str:
 
 def _numbers_of(result: Result, name: str) -> list[tuple[str, str]]:
     timing, plain = result.ways[name].timing, name == PLAIN
-    ours, lost = rival_of(name) == OURS, result.ratio(name) < 1
+    ours = rival_of(name) == OURS
+    lost = rival_of(name) in result.slower_than and result.ratio(name) < 1
     low, high = words.duration(timing.lower_quartile), words.duration(timing.upper_quartile)
     share = f"{words.percent(result.share(name))} {result.limit}"
     return [
@@ -41,6 +52,7 @@ def _numbers_of(result: Result, name: str) -> list[tuple[str, str]]:
         (words.duration(timing.median), "number"),
         (f"{low} .. {high}", "number"),
         (words.duration(timing.minimum), "number"),
+        (words.rate(result, name), "number"),
         ("" if plain else words.three(result.gflops(name)), "number"),
         ("" if plain else words.three(result.gbps(name)), "number"),
         ("" if plain else share, "number"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bench.results import Verdict
+from bench.results import Result, Verdict
 
 # as their owners write them
 NAMES = {
@@ -11,7 +11,9 @@ NAMES = {
     "numpy": "NumPy",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "transformers": "transformers",
     "ctranslate2": "CTranslate2",
+    "ctranslate2_int8": "CTranslate2 int8",
 }
 # What a process that makes one embedding has to load.
 STARTS = {
@@ -33,6 +35,16 @@ def duration(seconds: float) -> str:
         if seconds >= 0.9995 * size:
             return f"{three(seconds / size)} {unit}"
     return f"{three(seconds / 1e-9)} ns"
+
+
+def rate(result: Result, name: str) -> str:
+    """What is done per second, where that is what users count: 312 tokens/s."""
+    return f"{three(result.rate(name))} {result.work[1]}/s" if result.work else ""
+
+
+def speed(result: Result, name: str) -> str:
+    """The rate, or else the median time."""
+    return rate(result, name) or duration(result.median(name))
 
 
 def three(number: float) -> str:

@@ -33,7 +33,8 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     # for the rest of the process: entering it in every call would cost a small one a tenth
-    _inference.__enter__()
+    if not torch.is_inference_mode_enabled():
+        _inference.__enter__()
 
 
 def tensor(array: Any) -> Any:
@@ -54,6 +55,8 @@ def calls(problem: problems.Problem) -> Calls:
             ways = _block(problem)
         case problems.Sentences():
             ways = _sentences(problem)
+        case problems.Generation():
+            raise NotImplementedError  # transformers does it with PyTorch
     return ways
 
 

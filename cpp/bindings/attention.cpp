@@ -39,11 +39,11 @@ std::vector<py::ssize_t> with_last(const py::array& array, py::ssize_t last) {
 struct Scores {
   AttentionParams params;
   std::vector<int64_t> offsets, lengths;
-  std::optional<Input> slopes;
+  std::optional<Input> slopes, relative;
   py::object mask;
 
   void set_basic(const char* op, py::handle is_causal, py::handle scale, py::handle window,
-                 py::handle alibi_slopes, py::handle softcap) {
+                 py::handle alibi_slopes, py::handle relative_bias, py::handle softcap) {
     params.is_causal = flag(op, "is_causal", is_causal);
     if (!scale.is_none()) params.scale = static_cast<float>(number(op, "scale", scale));
     const double cap = number(op, "softcap", softcap);
@@ -52,6 +52,10 @@ struct Scores {
     if (!alibi_slopes.is_none()) {
       slopes = float_input(op, "alibi_slopes", alibi_slopes, 1, 2);
       params.alibi_slopes = slopes->view;
+    }
+    if (!relative_bias.is_none()) {
+      relative = float_input(op, "relative_bias", relative_bias, 2);
+      params.relative_bias = relative->view;
     }
     if (window.is_none()) return;
     if (!py::isinstance<py::tuple>(window) && !py::isinstance<py::list>(window)) {
@@ -149,8 +153,8 @@ py::object scaled_dot_product_attention(PyObject* const* arguments) {
   const py::handle query = arguments[0], key = arguments[1], value = arguments[2], attn_mask = arguments[3],
                    is_causal = arguments[4], scale = arguments[5], key_lengths = arguments[6],
                    query_offset = arguments[7], window = arguments[8], alibi_slopes = arguments[9],
-                   softcap = arguments[10], return_weights = arguments[11], return_lse = arguments[12],
-                   out = arguments[13];
+                   relative_bias = arguments[10], softcap = arguments[11], return_weights = arguments[12],
+                   return_lse = arguments[13], out = arguments[14];
   const char* op = "scaled_dot_product_attention";
   const Input q = float_input(op, "query", query, 2, 4);
   const int rank = q.view.rank;
@@ -159,7 +163,7 @@ py::object scaled_dot_product_attention(PyObject* const* arguments) {
   const int64_t batch = rank == 4 ? q.view.shape[0] : 1;
 
   Scores scores;
-  scores.set_basic(op, is_causal, scale, window, alibi_slopes, softcap);
+  scores.set_basic(op, is_causal, scale, window, alibi_slopes, relative_bias, softcap);
   scores.set_offset(op, query_offset, batch);
   scores.set_lengths(op, key_lengths, batch);
   scores.set_mask(op, attn_mask);
@@ -201,8 +205,8 @@ py::object varlen_attention(PyObject* const* arguments) {
   const py::handle query = arguments[0], key = arguments[1], value = arguments[2],
                    cu_seqlens_q = arguments[3], cu_seqlens_k = arguments[4], is_causal = arguments[5],
                    scale = arguments[6], query_offset = arguments[7], window = arguments[8],
-                   alibi_slopes = arguments[9], softcap = arguments[10], return_weights = arguments[11],
-                   return_lse = arguments[12], out = arguments[13];
+                   alibi_slopes = arguments[9], relative_bias = arguments[10], softcap = arguments[11],
+                   return_weights = arguments[12], return_lse = arguments[13], out = arguments[14];
   const char* op = "varlen_attention";
   const Input q = float_input(op, "query", query, 3);
   const Input k = float_input(op, "key", key, 3);
@@ -216,7 +220,7 @@ py::object varlen_attention(PyObject* const* arguments) {
   const auto sequences = static_cast<int64_t>(cu_q.size()) - 1;
 
   Scores scores;
-  scores.set_basic(op, is_causal, scale, window, alibi_slopes, softcap);
+  scores.set_basic(op, is_causal, scale, window, alibi_slopes, relative_bias, softcap);
   scores.set_offset(op, query_offset, sequences);
   AttentionParams& params = scores.params;
   const Output o = float_output(op, out, with_last(q.array, v.view.shape[2]), {&q.array, &k.array, &v.array});
@@ -310,7 +314,7 @@ void kv_cache_append(py::object key_cache, py::object value_cache, py::object le
 py::object attention_with_kvcache(py::object query, py::object key_cache, py::object value_cache,
                                   py::object lengths, py::object key, py::object value, py::object is_causal,
                                   py::object scale, py::object window, py::object alibi_slopes,
-                                  py::object softcap, py::object out) {
+                                  py::object relative_bias, py::object softcap, py::object out) {
   const char* op = "attention_with_kvcache";
   Cache cache = make_cache(op, key_cache, value_cache, lengths);
   const Input q = float_input(op, "query", query, 4);
@@ -321,7 +325,7 @@ py::object attention_with_kvcache(py::object query, py::object key_cache, py::ob
     v = float_input(op, "value", value, 4);
   }
   Scores scores;
-  scores.set_basic(op, is_causal, scale, window, alibi_slopes, softcap);
+  scores.set_basic(op, is_causal, scale, window, alibi_slopes, relative_bias, softcap);
   std::vector<const py::array*> inputs = {&q.array, &cache.key.array, &cache.value.array};
   if (k) inputs.insert(inputs.end(), {&k->array, &v->array});
   const Output o = float_output(op, out, with_last(q.array, cache.value.view.shape[3]), inputs);
@@ -339,8 +343,8 @@ py::object attention_with_kvcache(py::object query, py::object key_cache, py::ob
 }  // namespace
 
 void bind_attention(py::module_& module) {
-  bind_fast<14, scaled_dot_product_attention>(module, "scaled_dot_product_attention");
-  bind_fast<14, varlen_attention>(module, "varlen_attention");
+  bind_fast<15, scaled_dot_product_attention>(module, "scaled_dot_product_attention");
+  bind_fast<15, varlen_attention>(module, "varlen_attention");
   module.def("kv_cache_append", &kv_cache_append);
   module.def("attention_with_kvcache", &attention_with_kvcache);
 }

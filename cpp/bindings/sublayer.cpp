@@ -5,37 +5,11 @@
 
 #include "arrays.h"
 #include "module.h"
+#include "norm_input.h"
 #include "rows.h"
 
 namespace fastmha::python {
 namespace {
-
-// A layer norm: None, or a tuple (weight, bias or None, eps).
-struct NormInput {
-  std::optional<Input> weight, bias;
-  SublayerNorm norm;
-
-  NormInput(const char* op, const char* name, py::handle object) {
-    if (object.is_none()) return;
-    if (!py::isinstance<py::tuple>(object) || py::len(object) != 3) {
-      throw py::type_error(
-          concat(op, ": ", name, " must be None or (weight, bias, eps), got ", type_name(object)));
-    }
-    const auto parts = py::reinterpret_borrow<py::tuple>(object);
-    weight = float_input(op, name, parts[0], 1);
-    norm.weight = weight->view;
-    if (!parts[1].is_none()) {
-      bias = float_input(op, name, parts[1], 1);
-      norm.bias = bias->view;
-    }
-    norm.eps = static_cast<float>(number(op, "eps", parts[2]));
-  }
-
-  void refuse_as(const RowsOutput& out, const char* name) const {
-    if (weight) out.refuse(name, weight->array);
-    if (bias) out.refuse(name, bias->array);
-  }
-};
 
 // Rows for that layer.
 Input input(const char* op, const char* name, py::handle object, const PackedLinear& layer) {
@@ -75,12 +49,13 @@ struct Around {
   }
 };
 
-py::array feed_forward_py(const PackedLinear& linear1, const PackedLinear& linear2, py::handle x,
-                          py::handle residual, py::handle norm_before, py::handle norm_after,
+py::array feed_forward_py(const PackedLinear& linear1, const PackedLinear& linear2, const PackedLinear* gate,
+                          py::handle x, py::handle residual, py::handle norm_before, py::handle norm_after,
                           py::handle out) {
   Around around("feed_forward", linear1, linear2, x, residual, norm_before, norm_after, out);
   FeedForwardParams params;
   around.set(params);
+  params.gate = gate;
   {
     // The arrays are held by this frame and every check on them is done: other Python threads may run.
     py::gil_scoped_release release;
@@ -93,10 +68,11 @@ py::array feed_forward_py(const PackedLinear& linear1, const PackedLinear& linea
 int64_t sequences_in(const py::array& array) { return array.ndim() == 2 ? 1 : array.shape(0); }
 
 py::array multi_head_attention_py(const PackedLinear& in_proj, const PackedLinear* kv_proj,
-                                  const PackedLinear& out_proj, int64_t heads, int64_t kv_heads, py::handle x,
-                                  py::handle memory, py::handle is_causal, py::handle key_lengths,
-                                  py::handle cu_seqlens, py::handle cu_seqlens_memory, py::handle residual,
-                                  py::handle norm_before, py::handle norm_after, py::handle out) {
+                                  const PackedLinear& out_proj, int64_t heads, int64_t kv_heads,
+                                  py::handle scale, py::handle relative_bias, py::handle x, py::handle memory,
+                                  py::handle is_causal, py::handle key_lengths, py::handle cu_seqlens,
+                                  py::handle cu_seqlens_memory, py::handle residual, py::handle norm_before,
+                                  py::handle norm_after, py::handle out) {
   const char* op = "multi_head_attention";
   Around around(op, in_proj, out_proj, x, residual, norm_before, norm_after, out);
   MultiHeadAttentionParams params;
@@ -104,6 +80,13 @@ py::array multi_head_attention_py(const PackedLinear& in_proj, const PackedLinea
   params.heads = heads;
   params.kv_heads = kv_heads;
   params.is_causal = flag(op, "is_causal", is_causal);
+  std::optional<Input> relative;
+  if (!relative_bias.is_none()) {
+    relative = float_input(op, "relative_bias", relative_bias, 2);
+    params.relative_bias = relative->view;
+    around.out.refuse("relative_bias", relative->array);
+  }
+  if (!scale.is_none()) params.scale = static_cast<float>(number(op, "scale", scale));
 
   std::optional<Input> source;
   if (kv_proj != nullptr) {

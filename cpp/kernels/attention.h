@@ -14,6 +14,18 @@ struct UpcomingRows {
   int64_t stride = 0, count = 0, width = 0;
 };
 
+// What is added to a score by how far key j is from query i; the same for all sequences.
+struct RelativeBias {
+  // As the caller has it, in units of the scores: by_key[clip(j - (i + offset), -reach, reach)]. Null: no bias.
+  const float* by_key = nullptr;
+  int64_t reach = 0;
+  // For lanes that are queries, in units of log2: from by_query[clip(i + offset - j, low, high) - low] on lie the
+  // biases of key j and the queries i, i + 1, ... of a panel. Both ends are long enough that clipping where the row
+  // begins is clipping every lane.
+  const float* by_query = nullptr;
+  int64_t low = 0, high = 0;
+};
+
 // One head of one sequence. Strides are in elements and may be anything; the last axis of query, key, value
 // and out is contiguous. Query i sees key j when all of these hold:
 //   0 <= j < kv_len,   i + offset - left <= j <= i + offset + right,   mask(i, j) is neither false nor
@@ -34,6 +46,7 @@ struct AttentionHead {
   float scale = 1.0f;
   float softcap = 0.0f;  // 0: none
   float slope = 0.0f;    // ALiBi: -slope * |i + offset - j|
+  RelativeBias relative;
 
   const void* mask = nullptr;
   MaskKind mask_kind = MaskKind::kNone;
@@ -66,6 +79,7 @@ struct HeadGroup {
   const float* query[kHeads];
   const float* key[kHeads];
   const float* value[kHeads];
+  const float* relative[kHeads];  // RelativeBias::by_key
   float* out[kHeads];
   float* weights[kHeads];
   float* lse[kHeads];

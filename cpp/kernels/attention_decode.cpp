@@ -141,6 +141,20 @@ void dots(const float* queries, int64_t query_stride, int64_t heads, Rows keys, 
   }
 }
 
+// score[j] += log2(e) * bias of key + j: a constant before and behind the distances that the bias tells apart.
+void add_relative_bias(const AttentionHead& head, int64_t key, int64_t keys, float* score) {
+  const RelativeBias& relative = head.relative;
+  const int64_t first = key - head.offset;  // the first key's distance
+  const int64_t near = larger(0, smaller(keys, -relative.reach - first));
+  const int64_t far = larger(near, smaller(keys, relative.reach - first));
+  const float lowest = kLog2e * relative.by_key[-relative.reach];
+  const float highest = kLog2e * relative.by_key[relative.reach];
+  for (int64_t j = 0; j < near; ++j) score[j] += lowest;
+  const float* bias = relative.by_key + first;
+  for (int64_t j = near; j < far; ++j) score[j] += kLog2e * bias[j];
+  for (int64_t j = far; j < keys; ++j) score[j] += highest;
+}
+
 // Scaled dot products -> final log2 scores of keys [key, key + keys) of one head, hidden ones -infinity.
 void finish_scores(const AttentionHead& head, int64_t key, int64_t keys, float* score) {
   if (head.softcap != 0) {
@@ -155,6 +169,7 @@ void finish_scores(const AttentionHead& head, int64_t key, int64_t keys, float* 
       score[j] -= head.slope * static_cast<float>(distance < 0 ? -distance : distance);
     }
   }
+  if (head.relative.by_key != nullptr) add_relative_bias(head, key, keys, score);
   if (head.mask_kind == MaskKind::kNone) return;
   for (int64_t j = 0; j < keys; ++j) {
     if (!key_visible(head, key + j)) {

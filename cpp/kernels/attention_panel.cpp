@@ -547,8 +547,8 @@ void compute_scores(const Panel& p, int64_t key, int64_t from, int64_t to, int l
   }
 }
 
-// softcap * tanh(s / softcap), then -slope * |i + offset - j|, then + mask, then -infinity where hidden; and the
-// maximum of what comes out.
+// softcap * tanh(s / softcap), then -slope * |i + offset - j|, then + relative bias, then + mask, then -infinity where
+// hidden; and the maximum of what comes out.
 template <int Vecs>
 void finish_scores(const Panel& p, int64_t key, int64_t from, int64_t to, bool hides) {
   if (from == to) return;
@@ -559,18 +559,23 @@ void finish_scores(const Panel& p, int64_t key, int64_t from, int64_t to, bool h
   const Vec cap = Vec::set1(head.softcap),
             inverse_cap = Vec::set1(head.softcap != 0 ? 1.0f / head.softcap : 0.0f);
   const Vec slope = Vec::set1(head.slope);
+  const RelativeBias& relative = head.relative;
   Vec top[Vecs];
   FASTMHA_UNROLL
   for (int v = 0; v < Vecs; ++v) top[v] = Vec::load(p.top + v * kLanes);
   for (int64_t j = from; j < to; ++j) {
     // Position of the panel's first query relative to the key; exact in float up to 2^24.
-    const Vec distance = Vec::set1(static_cast<float>(p.first + head.offset - (key + j)));
+    const int64_t behind = p.first + head.offset - (key + j);
+    const Vec distance = Vec::set1(static_cast<float>(behind));
+    const float* biases =
+        relative.by_query + (smaller(larger(behind, relative.low), relative.high) - relative.low);
     FASTMHA_UNROLL
     for (int v = 0; v < Vecs; ++v) {
       float* at = p.score + j * kBq + v * kLanes;
       Vec s = Vec::load(at);
       if (head.softcap != 0) s = cap * tanh_of_score(s * inverse_cap);
       if (head.slope != 0) s = fnma(slope, abs(distance + Vec::load(lane_index + v * kLanes)), s);
+      if (relative.by_query != nullptr) s = s + Vec::load(biases + v * kLanes);
       if (head.mask_kind == MaskKind::kFloat) s = s + Vec::load(p.bias + j * kBq + v * kLanes);
       if (hides) s = select(Mask::from_bits(p.visible[j] >> (v * kLanes)), s, hidden);
       top[v] = max(s, top[v]);
@@ -627,7 +632,8 @@ Visible score_block(const Panel& p, int64_t key, KeyRange* range) {
     clear_from = visible == Visible::kAll ? 0 : range->keys;
     range->late = clear_to = range->keys;
   }
-  const bool changes = head.softcap != 0 || head.slope != 0 || head.mask_kind == MaskKind::kFloat;
+  const bool changes = head.softcap != 0 || head.slope != 0 || head.relative.by_query != nullptr ||
+                       head.mask_kind == MaskKind::kFloat;
   // alpha is free until the maximum is known: a place for maxima that do not count.
   if (Vecs == 2) compute_scores<1>(p, key, 0, range->both, 0, p.alpha);
   compute_scores<Vecs>(p, key, range->both, clear_from, 0, p.alpha);

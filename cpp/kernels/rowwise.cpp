@@ -324,6 +324,16 @@ void run_tanh(const MapRows& m) {
   map(m, [](auto x) FASTMHA_INLINE_LAMBDA { return tanh(x); });
 }
 
+void multiply(const MapRows& m) {
+  for (int64_t row = 0; row < m.rows; ++row) {
+    const float* x = m.x + row * m.x_stride;
+    float* out = m.out + row * m.out_stride;
+    for_each<Rows::kCache, true>(out, m.features, [&](auto step, int64_t i) FASTMHA_INLINE_LAMBDA {
+      step.store(step.load(out + i) * step.load(x + i), out + i);
+    });
+  }
+}
+
 }  // namespace
 
 extern "C" const RowwiseKernels FASTMHA_KERNEL_SYMBOL(rowwise) = {
@@ -335,6 +345,7 @@ extern "C" const RowwiseKernels FASTMHA_KERNEL_SYMBOL(rowwise) = {
     run_activation,
     run_exp,
     run_tanh,
+    multiply,
 };
 
 }  // namespace fastmha

@@ -44,6 +44,7 @@ struct RowwiseKernels {
   void (*activation)(Activation function, const MapRows& rows);
   void (*exp)(const MapRows& rows);
   void (*tanh)(const MapRows& rows);
+  void (*multiply)(const MapRows& rows);  // out <- out * x, from cache
 };
 
 extern "C" {

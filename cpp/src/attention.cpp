@@ -54,13 +54,18 @@ void run_attention(const AttentionPlan& plan) {
   run_panels(rest, *isa.panel);
 }
 
-size_t attend_scratch(int64_t head_dim, int64_t value_dim) {
+size_t attend_scratch(int64_t head_dim, int64_t value_dim, const ConstView& relative_bias) {
   const Isa& isa = active_isa();
-  return std::max(isa.panel->scratch(head_dim, value_dim), isa.short_sequences->scratch);
+  const size_t kernels = std::max(isa.panel->scratch(head_dim, value_dim), isa.short_sequences->scratch);
+  if (relative_bias.empty()) return kernels;
+  return kernels + relative_rows(relative_bias.shape[0], relative_bias.shape[1] / 2, isa.panel->bq);
 }
 
-void attend_here(const AttentionPlan& plan, float* scratch) {
+void attend_here(const AttentionPlan& checked, float* scratch) {
   const Isa& isa = active_isa();
+  AttentionPlan plan = checked;
+  set_relative_rows(plan, isa.panel->bq, scratch);
+  scratch += relative_rows(plan, isa.panel->bq);
   run_short_here(plan, *isa.short_sequences, 0, plan.batch * plan.heads, false, scratch);
   const int64_t bq = isa.panel->bq;
   for (int64_t n = 0; n < plan.batch; ++n) {

@@ -125,7 +125,8 @@ std::vector<int64_t> task_starts(int64_t total, int64_t smallest, int threads) {
 
 }  // namespace
 
-void run_panels(const AttentionPlan& plan, const PanelKernels& kernels) {
+void run_panels(const AttentionPlan& checked, const PanelKernels& kernels) {
+  AttentionPlan plan = checked;
   const Panels panels(plan, kernels.bq);
   const int64_t total = panels.total();
   if (total == 0) return;
@@ -136,7 +137,9 @@ void run_panels(const AttentionPlan& plan, const PanelKernels& kernels) {
   const int threads = threads_for((total + smallest - 1) / smallest, nanoseconds);
   const std::vector<int64_t> starts = task_starts(total, smallest, threads);
   const Workspace workspace(threads,
-                            kernels.scratch(plan.shared.head_dim, plan.shared.value_dim) * sizeof(float));
+                            kernels.scratch(plan.shared.head_dim, plan.shared.value_dim) * sizeof(float),
+                            relative_rows(plan, kernels.bq) * sizeof(float));
+  set_relative_rows(plan, kernels.bq, workspace.shared());
   parallel_for(
       static_cast<int64_t>(starts.size()) - 1, threads,
       [&](int64_t task, int thread) {

@@ -24,6 +24,10 @@ struct AttentionPlan {
   const int64_t* query_offsets = nullptr;
   const float* slopes = nullptr;
   int64_t slope_sequence_stride = 0, slope_head_stride = 0;
+  // The distances i + offset - j that occur, as far as the relative bias tells them apart.
+  int64_t least_distance = 0, largest_distance = 0;
+  int64_t relative_head_stride = 0;  // of shared.relative.by_key
+  int64_t relative_row_floats = 0;   // of shared.relative.by_query
   int64_t mask_sequence_stride = 0, mask_head_stride = 0;
   int64_t weights_sequence_stride = 0, weights_head_stride = 0;
   int64_t lse_sequence_stride = 0, lse_head_stride = 0;
@@ -41,6 +45,12 @@ struct AttentionPlan {
   }
   AttentionHead head(int64_t n, int64_t h) const;
 };
+
+// Floats that RelativeBias::by_query of all heads takes at most, for panels of bq queries.
+size_t relative_rows(int64_t heads, int64_t reach, int bq);
+size_t relative_rows(const AttentionPlan& plan, int bq);
+// Writes them to `rows` (which must outlive the plan), in `plan`. Nothing without a relative bias.
+void set_relative_rows(AttentionPlan& plan, int bq, float* rows);
 
 // Checked plans; errors name `op`. What they point to (arrays of lengths, offsets) must outlive them.
 AttentionPlan plan_dense_attention(const char* op, const ConstView& query, const ConstView& key,
@@ -69,7 +79,7 @@ inline constexpr double kTaskNanoseconds = 10e3;
 void run_attention(const AttentionPlan& plan);
 // The same (but for decoding) on the calling thread alone, with attend_scratch floats.
 void attend_here(const AttentionPlan& plan, float* scratch);
-size_t attend_scratch(int64_t head_dim, int64_t value_dim);
+size_t attend_scratch(int64_t head_dim, int64_t value_dim, const ConstView& relative_bias = {});
 // Panels of queries, for any plan.
 void run_panels(const AttentionPlan& plan, const PanelKernels& kernels);
 // Groups of heads, for the sequences that are short enough.

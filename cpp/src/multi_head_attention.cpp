@@ -47,6 +47,13 @@ struct Call {
   int64_t query_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }
   double flops() const;
+  AttentionParams scores() const {
+    AttentionParams scores;
+    scores.is_causal = params.is_causal;
+    scores.scale = params.scale;
+    scores.relative_bias = params.relative_bias;
+    return scores;
+  }
 };
 
 // ---- scratch -----------------------------------------------------------------------------------------------
@@ -89,8 +96,7 @@ AttentionPlan plan_heads(const Call& call, const MutableView& projected, const M
                          const MutableView& attended, const Sequences& queries, const Sequences& keys,
                          const int64_t* key_lengths) {
   const int64_t dim = call.head_dim, kv_stride = kv.strides[0];
-  AttentionParams params;
-  params.is_causal = call.params.is_causal;
+  AttentionParams params = call.scores();
   params.key_lengths = key_lengths;
   const float *key = kv.data, *value = kv.data + call.kv_width();
   if (queries.bounds != nullptr) {
@@ -205,7 +211,8 @@ size_t line_bytes(size_t bytes) { return (bytes + 63) / 64 * 64; }
 // Each thread takes slices of the batch through all steps.
 void run_slices(const Call& call, int64_t longest, const Slices& slices, int threads) {
   const Scratch largest(call, slices.query_rows, slices.key_rows);
-  const size_t floats = static_cast<size_t>(largest.floats) + attend_scratch(call.head_dim, call.head_dim);
+  const size_t floats = static_cast<size_t>(largest.floats) +
+                        attend_scratch(call.head_dim, call.head_dim, call.params.relative_bias);
   const size_t bytes = line_bytes(floats * sizeof(float));
   const Workspace scratch(threads, bytes + slices.bounds_bytes());
   parallel_for(slices.count(), threads, [&](int64_t slice, int thread) {
@@ -276,6 +283,11 @@ void check_call(const Call& call) {
   check_sublayer_input(kOp, "x", call.x, call.in_proj, call.over_memory() ? "q_proj" : "in_proj");
   check_sublayer(kOp, call.x, call.out, call.out_proj, "out_proj", params.norm_before, params.norm_after,
                  params.residual);
+  // Once here: what is planned in a parallel region must not throw.
+  const MutableView none(nullptr, {0, call.heads, 0, call.head_dim});
+  plan_dense_attention(kOp, none, none, none, none, call.scores());
+  FASTMHA_CHECK(params.relative_bias.empty() || !overlap(params.relative_bias, call.out), kOp,
+                ": out must not overlap relative_bias");
   FASTMHA_CHECK(params.sequences >= 0, kOp, ": sequences must be 0 or more, got ", params.sequences);
   check_bounds("cu_seqlens", call.queries);
   if (call.over_memory()) {

@@ -6,6 +6,7 @@
 #include "fastmha/norm.h"
 #include "isa.h"
 #include "packed_weight.h"
+#include "parallel.h"
 #include "rows.h"
 
 namespace fastmha {
@@ -26,7 +27,14 @@ void run_norm(const SublayerNorm& norm, const ConstView& x, const MutableView& o
   rows.weight = norm.weight.data;
   rows.bias = norm.bias.data;
   rows.eps = norm.eps;
-  active_isa().rowwise->layer_norm(rows);
+  const RowwiseKernels& kernels = *active_isa().rowwise;
+  (norm.kind == NormKind::kRmsNorm ? kernels.rms_norm : kernels.layer_norm)(rows);
+}
+
+// out *= x
+void multiply_rows(const ConstView& x, const MutableView& out) {
+  active_isa().rowwise->multiply(
+      {x.data, x.strides[0], out.data, out.strides[0], out.shape[0], out.shape[1]});
 }
 
 void copy_rows(const ConstView& x, const MutableView& out) {
@@ -36,11 +44,16 @@ void copy_rows(const ConstView& x, const MutableView& out) {
   }
 }
 
-LayerNormParams layer_norm_params(const SublayerNorm& norm) {
+void share_norm(const SublayerNorm& norm, const ConstView& x, const MutableView& out) {
+  if (norm.kind == NormKind::kRmsNorm) {
+    RmsNormParams params;
+    params.eps = norm.eps;
+    return rms_norm(x, norm.weight, out, params);
+  }
   LayerNormParams params;
   params.bias = norm.bias;
   params.eps = norm.eps;
-  return params;
+  layer_norm(x, norm.weight, out, params);
 }
 
 void check_norm(const char* op, const char* name, const SublayerNorm& norm, int64_t features,
@@ -52,6 +65,8 @@ void check_norm(const char* op, const char* name, const SublayerNorm& norm, int6
     FASTMHA_CHECK(!overlap(vector, out), op, ": out must not overlap ", full);
   };
   check("weight", norm.weight);
+  FASTMHA_CHECK(norm.bias.empty() || norm.kind == NormKind::kLayerNorm, op, ": ", name,
+                " is an RMS norm, which has no bias");
   if (!norm.bias.empty()) check("bias", norm.bias);
   FASTMHA_CHECK(norm.eps >= 0.0f, op, ": ", name, ".eps must be 0 or more, got ", norm.eps);
 }
@@ -77,6 +92,20 @@ void Here::linear(const LinearLayer& layer, const ConstView& x, const MutableVie
   layer.weight.kernels().block(gemm_block(layer.weight, layer.activation, x, out, residual, all));
 }
 
+void Here::multiply(const LinearLayer& layer, const ConstView& x, const MutableView& rows,
+                    const MutableView& gate) {
+  const int64_t columns = layer.weight.out_features();
+  for (int64_t first = 0; first < columns; first += gate.shape[1]) {
+    MutableView part = gate;
+    part.shape[1] = std::min(gate.shape[1], columns - first);
+    const LinearTask task{0, x.shape[0], first, part.shape[1]};
+    GemmBlock block = gemm_block(layer.weight, layer.activation, x, part, {}, task);
+    block.out = part.data;
+    layer.weight.kernels().block(block);
+    multiply_rows(part, {rows.data + first, {part.shape[0], part.shape[1]}, {rows.strides[0], 1}});
+  }
+}
+
 void Here::attention(const AttentionPlan& plan, float* scratch) { attend_here(plan, scratch); }
 
 void Here::normalise(const SublayerNorm& norm, const MutableView& rows) {
@@ -85,7 +114,7 @@ void Here::normalise(const SublayerNorm& norm, const MutableView& rows) {
 
 ConstView Shared::normalised(const SublayerNorm& norm, const ConstView& x, const MutableView& staged) {
   if (norm.weight.empty()) return x;
-  layer_norm(x, norm.weight, staged, layer_norm_params(norm));
+  share_norm(norm, x, staged);
   return staged;
 }
 
@@ -94,10 +123,20 @@ void Shared::linear(const LinearLayer& layer, const ConstView& x, const MutableV
   run_linear(layer.weight, layer.activation, x, out, residual);
 }
 
+void Shared::multiply(const LinearLayer& layer, const ConstView& x, const MutableView& rows,
+                      const MutableView& gate) {
+  run_linear(layer.weight, layer.activation, x, gate, {});
+  constexpr double kFloatsPerNanosecond = 8;  // from L2
+  const int64_t count = rows.shape[0];
+  const int threads = threads_for(count, static_cast<double>(rows.size()) / kFloatsPerNanosecond);
+  parallel_for(count, threads,
+               [&](int64_t row, int) { multiply_rows(rows_of(gate, row, 1), rows_of(rows, row, 1)); });
+}
+
 void Shared::attention(const AttentionPlan& plan, float*) { run_attention(plan); }
 
 void Shared::normalise(const SublayerNorm& norm, const MutableView& rows) {
-  if (!norm.weight.empty()) layer_norm(rows, norm.weight, rows, layer_norm_params(norm));
+  if (!norm.weight.empty()) share_norm(norm, rows, rows);
 }
 
 // ---- slices and scratch ------------------------------------------------------------------------------------

@@ -14,23 +14,33 @@ namespace fastmha {
 
 // Here: every step runs on the calling thread alone, one of many that have a slice of the rows each.
 struct Here {
+  static constexpr bool kShared = false;
   // x through the norm, in `staged`, or as it is. It is copied only where its stride would slow down the
   // products that read it: a copy without need costs 1 to 2% of a sub-layer.
   static ConstView normalised(const SublayerNorm& norm, const ConstView& x, const MutableView& staged);
   static void linear(const LinearLayer& layer, const ConstView& x, const MutableView& out,
                      const ConstView& residual);
+  // rows *= layer(x), with the layer's result, or a part of its columns, in `gate`.
+  static void multiply(const LinearLayer& layer, const ConstView& x, const MutableView& rows,
+                       const MutableView& gate);
   static void attention(const AttentionPlan& plan, float* scratch);
   static void normalise(const SublayerNorm& norm, const MutableView& rows);
 };
 
 // Shared: every step is shared out over the threads by rows, columns or heads, whatever there are enough of.
 struct Shared {
+  static constexpr bool kShared = true;
   static ConstView normalised(const SublayerNorm& norm, const ConstView& x, const MutableView& staged);
   static void linear(const LinearLayer& layer, const ConstView& x, const MutableView& out,
                      const ConstView& residual);
+  static void multiply(const LinearLayer& layer, const ConstView& x, const MutableView& rows,
+                       const MutableView& gate);
   static void attention(const AttentionPlan& plan, float* scratch);
   static void normalise(const SublayerNorm& norm, const MutableView& rows);
 };
+
+// Columns of a gate that are computed and used before the next ones: 14 rows of them are 28 KiB, in L1.
+inline constexpr int64_t kGateColumns = 512;
 
 // ---- slices ------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,12 @@ namespace {
 struct Problem {
   int64_t q_len, kv_len, head_dim, value_dim;
   std::vector<float> query, key, value, out, weights, lse;
+  std::vector<float> biases, turned;  // the relative bias in both orders
   AttentionHead head;
+  uint32_t seed;
 
-  Problem(int64_t q_len_, int64_t kv_len_, int64_t head_dim_, int64_t value_dim_, uint32_t seed = 0)
-      : q_len(q_len_), kv_len(kv_len_), head_dim(head_dim_), value_dim(value_dim_) {
+  Problem(int64_t q_len_, int64_t kv_len_, int64_t head_dim_, int64_t value_dim_, uint32_t seed_ = 0)
+      : q_len(q_len_), kv_len(kv_len_), head_dim(head_dim_), value_dim(value_dim_), seed(seed_) {
     Random random(seed);
     query = random.normals(q_len * head_dim);
     key = random.normals(kv_len * head_dim);
@@ -44,6 +46,25 @@ struct Problem {
     head.lse_stride = 1;
   }
 
+  // Biases by distance up to `reach`, as AttentionPlan lays them out for panels of bq queries: exactly as long as the
+  // distances that occur.
+  void add_relative_bias(int64_t reach, int bq) {
+    biases = Random(seed + static_cast<uint32_t>(reach)).normals(2 * reach + 1);
+    RelativeBias& relative = head.relative;
+    relative.by_key = biases.data() + reach;
+    relative.reach = reach;
+    relative.low = std::min(std::max(head.offset - kv_len + 1, -reach), reach) - bq;
+    relative.high = std::min(std::max(head.offset + q_len - 1, -reach), reach);
+    for (int64_t distance = relative.low; distance < relative.high + bq; ++distance) {
+      turned.push_back(static_cast<float>(1.44269504088896341) * bias(-distance));
+    }
+    relative.by_query = turned.data();
+  }
+  float bias(int64_t distance) const {
+    const int64_t reach = head.relative.reach;
+    return reach == 0 && biases.empty() ? 0 : biases[reach + std::min(std::max(distance, -reach), reach)];
+  }
+
   bool visible(int64_t i, int64_t j) const {
     if (j < i + head.offset - head.left || j > i + head.offset + head.right) return false;
     return head.mask_kind != MaskKind::kBool ||
@@ -63,7 +84,9 @@ struct Problem {
       for (int64_t j = 0; j < kv_len; ++j) {
         double dot = 0;
         for (int64_t d = 0; d < head_dim; ++d) dot += double{query[i * head_dim + d]} * key[j * head_dim + d];
-        score[j] = visible(i, j) ? dot / std::sqrt(static_cast<double>(head_dim)) : -INFINITY;
+        score[j] = visible(i, j)
+                       ? dot / std::sqrt(static_cast<double>(head_dim)) + bias(j - (i + head.offset))
+                       : -INFINITY;
         top = std::max(top, score[j]);
       }
       double sum = 0;
@@ -116,6 +139,7 @@ void run_group(const ShortKernels& kernels, std::vector<Problem>& problems, bool
     group.query[h] = head.query;
     group.key[h] = head.key;
     group.value[h] = head.value;
+    group.relative[h] = head.relative.by_key;
     group.out[h] = head.out;
     group.weights[h] = head.weights;
     group.lse[h] = head.lse;
@@ -181,6 +205,28 @@ TEST(short_windows_and_offsets) {
           }
           CHECK(agrees_with_panels(isa, problems), isa->name, " offset ", offset, " left ", left, " right ",
                 right);
+        }
+      }
+    }
+  }
+}
+
+TEST(short_relative_bias) {
+  for (const Isa* isa : runnable_isas()) {
+    for (int64_t q_len : {1, 2, 5, 13, 14}) {
+      for (int64_t kv_len : {1, 4, 14}) {
+        for (int64_t reach : {0, 1, 3, 40}) {
+          for (int64_t offset : {-1000, -20, -3, 0, 2, 30, 1000}) {
+            std::vector<Problem> problems =
+                make_group(isa->short_sequences->group - 1, q_len, kv_len, 20, 33);
+            for (Problem& problem : problems) {
+              problem.head.offset = offset;
+              if (reach == 3) problem.head.left = 2;
+              problem.add_relative_bias(reach, isa->panel->bq);
+            }
+            CHECK(agrees_with_panels(isa, problems), isa->name, " q_len ", q_len, " kv_len ", kv_len,
+                  " reach ", reach, " offset ", offset);
+          }
         }
       }
     }
@@ -271,6 +317,25 @@ TEST(panel_windows_and_offsets) {
           run_panels(kernels, problem.head);
           CHECK(problem.error() < kTolerance, kernels.name, " offset ", offset, " left ", left, " right ",
                 right, " error ", problem.error());
+        }
+      }
+    }
+  }
+}
+
+TEST(panel_relative_bias) {
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    for (int64_t q_len : {1, kernels.bq - 1, kernels.bq + 1, 67}) {
+      for (int64_t reach : {0, 1, kernels.bq - 1, kernels.bq, 100, 1000}) {
+        for (int64_t offset : {-1000, -70, 0, 3, 260, 1000}) {
+          Problem problem(q_len, 300, 16, 16);
+          problem.head.offset = offset;
+          if (reach == 100) problem.head.left = 90;
+          problem.add_relative_bias(reach, kernels.bq);
+          run_panels(kernels, problem.head);
+          CHECK(problem.error() < kTolerance, kernels.name, " q_len ", q_len, " reach ", reach, " offset ",
+                offset, " error ", problem.error());
         }
       }
     }
@@ -473,6 +538,24 @@ TEST(decode_sizes_around_pieces) {
   }
 }
 
+TEST(decode_relative_bias) {
+  for (const Isa* isa : runnable_isas()) {
+    const DecodeKernels& kernels = *isa->decode;
+    for (int64_t kv_len : {1, 15, 17, kernels.split, 2 * kernels.split + 5}) {
+      for (int64_t reach : {0, 1, 15, 16, 17, 100, 1000}) {
+        for (int64_t offset : {int64_t{-1000}, int64_t{-3}, kv_len - 1, kv_len / 2, int64_t{1000}}) {
+          Problem problem(1, kv_len, 16, 16);
+          problem.head.offset = offset;
+          problem.add_relative_bias(reach, 0);
+          run_decode(kernels, problem.head);
+          CHECK(problem.error() < kTolerance, kernels.name, " kv_len ", kv_len, " reach ", reach, " offset ",
+                offset, " error ", problem.error());
+        }
+      }
+    }
+  }
+}
+
 // A head's result is its own, whoever shares its keys: every way to share out a group's heads over tiles.
 TEST(decode_heads_of_a_group_do_not_depend_on_each_other) {
   for (const Isa* isa : runnable_isas()) {
@@ -621,6 +704,14 @@ TEST(errors_name_what_came) {
   params = {};
   params.window_left = -2;
   CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "window");
+  params = {};
+  params.relative_bias = ConstView(data.data(), {3, 4});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params),
+               "relative_bias must have shape (heads, 2 R + 1) = (3, an odd number)");
+  params.relative_bias = ConstView(data.data(), {3, 3}, {6, 2});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "relative_bias must have a contiguous");
+  params.relative_bias = ConstView(nullptr, {3, 3});
+  CHECK_THROWS(scaled_dot_product_attention(q, q, q, out, params), "relative_bias has no data");
 }
 
 TEST_MAIN()

@@ -14,7 +14,7 @@ namespace {
 using test::Random;
 
 // Wide enough that the larger calls use several threads.
-constexpr int64_t kWidth = 64, kHidden = 200;
+constexpr int64_t kWidth = 64, kHidden = 600;  // more than the columns of a gate that go together
 
 struct Layer {
   std::vector<float> weight, bias;
@@ -35,12 +35,23 @@ struct Norm {
     const auto features = static_cast<int64_t>(weight.size());
     return {{weight.data(), {features}}, with_bias ? ConstView(bias.data(), {features}) : ConstView{}, 1e-3f};
   }
+  SublayerNorm rms() const {
+    SublayerNorm norm = view(false);
+    norm.kind = NormKind::kRmsNorm;
+    return norm;
+  }
 };
 
 std::vector<float> normalised(const SublayerNorm& norm, const std::vector<float>& x, int64_t width) {
   if (norm.weight.empty()) return x;
   std::vector<float> out(x.size());
   const auto rows = static_cast<int64_t>(x.size()) / width;
+  if (norm.kind == NormKind::kRmsNorm) {
+    RmsNormParams params;
+    params.eps = norm.eps;
+    rms_norm({x.data(), {rows, width}}, norm.weight, {out.data(), {rows, width}}, params);
+    return out;
+  }
   LayerNormParams params;
   params.bias = norm.bias;
   params.eps = norm.eps;
@@ -64,8 +75,8 @@ struct Around {
   bool residual;
 
   Around(int flags, const Norm& first, const Norm& second) : residual(flags & 4) {
-    if (flags & 1) before = first.view(flags & 4);
-    if (flags & 2) after = second.view(!(flags & 4));
+    if (flags & 1) before = flags & 8 ? first.rms() : first.view(flags & 4);
+    if (flags & 2) after = flags & 8 ? second.rms() : second.view(!(flags & 4));
   }
 };
 
@@ -101,6 +112,7 @@ ConstView heads_in(const std::vector<float>& rows, int64_t width, int64_t first,
 
 struct Attention {
   static constexpr int64_t kDim = 20;
+  static constexpr float kScale = 0.3f;
   const Shape& shape;
   int64_t width, kv_width;
   bool over_memory;
@@ -140,6 +152,7 @@ struct Attention {
     std::vector<float> attended(static_cast<size_t>(rows() * width));
     AttentionParams params;
     params.is_causal = shape.is_causal;
+    params.scale = kScale;
     varlen_attention(heads_in(projected, projected_width, 0, shape.heads, kDim),
                      heads_in(keys, keys_width, first, shape.kv_heads, kDim),
                      heads_in(keys, keys_width, first + shape.kv_heads, shape.kv_heads, kDim), bounds.data(),
@@ -153,6 +166,7 @@ struct Attention {
     params.heads = shape.heads;
     params.kv_heads = shape.kv_heads;
     params.is_causal = shape.is_causal;
+    params.scale = kScale;
     params.sequences = static_cast<int64_t>(shape.lengths.size());
     if (shape.ragged) {
       params.cu_seqlens = bounds.data();
@@ -194,7 +208,7 @@ TEST(attention_is_that_of_its_parts) {
     for (const bool bias : {true, false}) {
       Random random(seed++);
       const Attention attention(shape, random, bias);
-      for (int flags = 0; flags < 8; ++flags) {
+      for (int flags = 0; flags < 12; ++flags) {
         const Around around(flags, attention.norm_before, attention.norm_after);
         const std::vector<float> expected = attention.composed(around);
         for (const int threads : {1, 2, 5}) {
@@ -215,18 +229,25 @@ TEST(feed_forward_is_that_of_its_parts) {
     for (const bool bias : {true, false}) {
       Random random(seed++);
       const Layer linear1(random, kWidth, kHidden, bias, Activation::kGelu);
-      const Layer linear2(random, kHidden, kWidth, bias);
+      const Layer linear2(random, kHidden, kWidth, bias), gate(random, kWidth, kHidden, bias);
       const Norm first(random, kWidth), second(random, kWidth);
       const std::vector<float> x = random.normals(rows * kWidth), added = random.normals(rows * kWidth);
-      for (int flags = 0; flags < 8; ++flags) {
+      for (int flags = 0; flags < 12; ++flags) {
         const Around around(flags, first, second);
         const ConstView residual = around.residual ? ConstView(added.data(), {rows, kWidth}) : ConstView{};
-        const std::vector<float> hidden = mapped(linear1.packed, normalised(around.before, x, kWidth));
+        const bool gated = flags >= 8;
+        const std::vector<float> input = normalised(around.before, x, kWidth);
+        std::vector<float> hidden = mapped(linear1.packed, input);
+        if (gated) {
+          const std::vector<float> factors = mapped(gate.packed, input);
+          for (size_t i = 0; i < hidden.size(); ++i) hidden[i] *= factors[i];
+        }
         const std::vector<float> expected =
             normalised(around.after, mapped(linear2.packed, hidden, residual), kWidth);
         for (const int threads : {1, 2, 5}) {
           const Threads set(threads);
-          const FeedForwardParams params{around.before, around.after, residual};
+          const FeedForwardParams params{around.before, around.after, residual,
+                                         gated ? &gate.packed : nullptr};
           std::vector<float> got(x.size());
           feed_forward(linear1.packed, linear2.packed, {x.data(), {rows, kWidth}},
                        {got.data(), {rows, kWidth}}, params);
@@ -332,6 +353,10 @@ TEST(errors) {
   CHECK_THROWS(feed(linear1.packed, x, out, {{}, {{data, {8}}, {data, {3}}}, {}}), "norm_after.bias");
   CHECK_THROWS(feed(linear1.packed, x, out, {{}, {{data, {8}}, {}, -1.0f}, {}}), "eps must be 0 or more");
   CHECK_THROWS(feed(linear1.packed, x, out, {{}, {}, {data, {2, 8}}}), "residual must have the shape of out");
+  CHECK_THROWS(feed(linear1.packed, x, out, {{}, {}, {}, &linear2.packed}),
+               "gate must have the shape of linear1, 8 -> 12, got 12 -> 8");
+  CHECK_THROWS(feed(linear1.packed, x, out, {{{data, {8}}, {data, {8}}, 1e-6f, NormKind::kRmsNorm}, {}, {}}),
+               "norm_before is an RMS norm, which has no bias");
 
   const auto attend = [&](auto change) {
     MultiHeadAttentionParams params;

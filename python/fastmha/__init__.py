@@ -43,6 +43,7 @@ from fastmha.nn import (
     LayerNorm,
     Linear,
     MultiHeadAttention,
+    RMSNorm,
     Transformer,
 )
 from fastmha.runtime import (
@@ -70,6 +71,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MultiHeadAttention",
+    "RMSNorm",
     "Transformer",
     "TranslationModel",
     "UnknownCharacterWarning",

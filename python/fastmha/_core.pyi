@@ -26,6 +26,7 @@ def scaled_dot_product_attention(
     query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     return_weights: bool,
     return_lse: bool,
@@ -42,6 +43,7 @@ def varlen_attention(
     query_offset: int | NDArray[np.integer[Any]] | Sequence[int],
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     return_weights: bool,
     return_lse: bool,
@@ -70,6 +72,7 @@ def attention_with_kvcache(
     scale: float | None,
     window: tuple[int | None, int | None] | None,
     alibi_slopes: Float32 | None,
+    relative_bias: Float32 | None,
     softcap: float,
     out: Float32 | None,
 ) -> Float32:
@@ -93,19 +96,23 @@ class PackedLinear:
     def unpack(self) -> Float32:
         """The weight again, (out_features, in_features), bit for bit what was packed."""
 
-Norm = tuple[Float32, Float32 | None, float]
-"""(weight, bias, eps) of a layer norm."""
+Norm = tuple[Float32, Float32 | None, float] | tuple[Float32, float]
+"""(weight, bias, eps) of a layer norm, or (weight, eps) of an RMS norm."""
 
 def feed_forward(
     linear1: PackedLinear,
     linear2: PackedLinear,
+    gate: PackedLinear | None,
     x: Float32,
     residual: Float32 | None,
     norm_before: Norm | None,
     norm_after: Norm | None,
     out: Float32 | None,
 ) -> Float32:
-    """norm_after(linear2(linear1(norm_before(x))) + residual) for x (..., in_features)."""
+    """norm_after(linear2(linear1(norm_before(x))) + residual) for x (..., in_features).
+
+    With `gate`, its result multiplies that of linear1.
+    """
 
 def multi_head_attention(
     in_proj: PackedLinear,
@@ -113,6 +120,8 @@ def multi_head_attention(
     out_proj: PackedLinear,
     heads: int,
     kv_heads: int,
+    scale: float | None,
+    relative_bias: Float32 | None,
     x: Float32,
     memory: Float32 | None,
     is_causal: bool,
@@ -131,6 +140,34 @@ def multi_head_attention(
     gives queries, keys and values.
     """
 
+def decoder_step(
+    blocks: list[tuple[object, ...]],
+    norm: Norm | None,
+    x: Float32,
+    beam_size: int,
+    slots: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    new_lengths: NDArray[np.int64] | None,
+    memory_starts: NDArray[np.int64],
+    memory_lengths: NDArray[np.int64],
+    relative_bias: Float32 | None,
+) -> Float32:
+    """x (hypotheses, length, width) through decoder blocks and a norm; see DecoderStepParams.
+
+    A block is (in_proj, out_proj, memory_q_proj, memory_out_proj, linear1, linear2, gate or None,
+    norm1, norm2, norm3, norm_first, heads, kv_heads, scale or None, key, value, memory_key,
+    memory_value). New keys and values are written; the caller counts them in `lengths`.
+    """
+
+def copy_slots(
+    keys: list[Float32],
+    values: list[Float32],
+    from_slots: NDArray[np.int64],
+    to_slots: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> None:
+    """The first lengths[i] positions of slot from_slots[i] to slot to_slots[i] of every array."""
+
 def layer_norm(
     x: Float32,
     weight: Float32,
@@ -148,6 +185,14 @@ def activation(name: str, x: Float32, out: Float32 | None) -> Float32:
 
 def exp(x: Float32) -> Float32:
     """The vectorised exponential that the kernels use, for tests of its error bound."""
+
+def top_k(logits: Float32, k: int) -> tuple[Float32, NDArray[np.int64], Float32]:
+    """The ``k`` largest of each row of logits (R, V), and log(sum(exp(row))).
+
+    Returns values (R, k) in descending order, their columns (R, k), and lse (R,): ``values -
+    lse[:, None]`` are logarithms of softmax. Of equal values the smaller column comes first; NaN
+    comes last. 1 <= k <= V. A row's bits depend on that row alone.
+    """
 
 def set_num_threads(num_threads: int) -> None: ...
 def get_num_threads() -> int: ...

@@ -44,6 +44,7 @@ def scaled_dot_product_attention(
     query_offset: Offset = ...,
     window: Window | None = ...,
     alibi_slopes: Float32 | None = ...,
+    relative_bias: Float32 | None = ...,
     softcap: float = ...,
     return_weights: Literal[False] = ...,
     return_lse: Literal[False] = ...,
@@ -62,6 +63,7 @@ def scaled_dot_product_attention(
     query_offset: Offset = ...,
     window: Window | None = ...,
     alibi_slopes: Float32 | None = ...,
+    relative_bias: Float32 | None = ...,
     softcap: float = ...,
     return_weights: bool = ...,
     return_lse: bool = ...,
@@ -79,6 +81,7 @@ def scaled_dot_product_attention(
     query_offset: Offset = 0,
     window: Window | None = None,
     alibi_slopes: Float32 | None = None,
+    relative_bias: Float32 | None = None,
     softcap: float = 0.0,
     return_weights: bool = False,
     return_lse: bool = False,
@@ -122,6 +125,10 @@ def scaled_dot_product_attention(
         -1 leaves a side open.
     alibi_slopes : ndarray of float32, (Hq,) or (B, Hq), optional
         Adds ``-slope * |i + query_offset - j|`` to the scores.
+    relative_bias : ndarray of float32, (Hq, 2 R + 1), optional
+        Adds ``relative_bias[h, R + clip(j - (i + query_offset), -R, R)]`` to the soft-capped
+        scores: T5's bias by distance, of which the middle is the key at the query's own position.
+        Finite.
     softcap : float, default 0
         When above 0: scores become ``softcap * tanh(score / softcap)``, before any mask.
     return_weights, return_lse : bool, default False
@@ -148,13 +155,17 @@ def scaled_dot_product_attention(
     ----------
     Vaswani et al., "Attention Is All You Need", section 3.2.1, https://arxiv.org/abs/1706.03762.
     The running softmax: Milakov and Gimelshein, https://arxiv.org/abs/1805.02867. ALiBi: Press et
-    al., https://arxiv.org/abs/2108.12409.
+    al., https://arxiv.org/abs/2108.12409. Relative bias: Raffel et al.,
+    https://arxiv.org/abs/1910.10683.
 
     Examples
     --------
     >>> import numpy as np, fastmha as fm
     >>> x = np.random.default_rng(0).standard_normal((2, 8, 5, 64), dtype=np.float32)
     >>> fm.scaled_dot_product_attention(x, x, x, is_causal=True).shape
+    (2, 8, 5, 64)
+    >>> near = -np.abs(np.arange(-4, 5)) * np.ones((8, 1))  # the farther a key, the less it counts
+    >>> fm.scaled_dot_product_attention(x, x, x, relative_bias=near.astype(np.float32)).shape
     (2, 8, 5, 64)
     >>> out, weights = fm.scaled_dot_product_attention(
     ...     x, x, x, key_lengths=[5, 3], return_weights=True
@@ -173,6 +184,7 @@ def scaled_dot_product_attention(
         query_offset,
         window,
         alibi_slopes,
+        relative_bias,
         softcap,
         return_weights,
         return_lse,
@@ -193,6 +205,7 @@ def varlen_attention(
     query_offset: Offset = ...,
     window: Window | None = ...,
     alibi_slopes: Float32 | None = ...,
+    relative_bias: Float32 | None = ...,
     softcap: float = ...,
     return_weights: Literal[False] = ...,
     return_lse: Literal[False] = ...,
@@ -211,6 +224,7 @@ def varlen_attention(
     query_offset: Offset = ...,
     window: Window | None = ...,
     alibi_slopes: Float32 | None = ...,
+    relative_bias: Float32 | None = ...,
     softcap: float = ...,
     return_weights: bool = ...,
     return_lse: bool = ...,
@@ -228,6 +242,7 @@ def varlen_attention(
     query_offset: Offset = 0,
     window: Window | None = None,
     alibi_slopes: Float32 | None = None,
+    relative_bias: Float32 | None = None,
     softcap: float = 0.0,
     return_weights: bool = False,
     return_lse: bool = False,
@@ -248,7 +263,7 @@ def varlen_attention(
         Cumulative lengths: starts at 0, never falls, ends at Tq.
     cu_seqlens_k : sequence of int, (N + 1,), optional
         The same for keys and values; `cu_seqlens_q` when not given.
-    is_causal, scale, query_offset, window, alibi_slopes, softcap
+    is_causal, scale, query_offset, window, alibi_slopes, relative_bias, softcap
         As in :func:`scaled_dot_product_attention`, within each sequence; `query_offset` may be
         (N,), `alibi_slopes` (N, Hq).
     return_weights, return_lse : bool, default False
@@ -297,6 +312,7 @@ def varlen_attention(
         query_offset,
         window,
         alibi_slopes,
+        relative_bias,
         softcap,
         return_weights,
         return_lse,
@@ -314,6 +330,7 @@ def attention_with_kvcache(
     scale: float | None = None,
     window: Window | None = None,
     alibi_slopes: Float32 | None = None,
+    relative_bias: Float32 | None = None,
     softcap: float = 0.0,
     out: Float32 | None = None,
 ) -> Float32:
@@ -331,7 +348,7 @@ def attention_with_kvcache(
     key, value : ndarray of float32, (B, Hkv, T, E) and (B, Hkv, T, Ev), optional
         Both or neither; without them nothing is appended.
     is_causal : bool, default True
-    scale, window, alibi_slopes, softcap
+    scale, window, alibi_slopes, relative_bias, softcap
         As in :func:`scaled_dot_product_attention`.
     out : ndarray of float32, (B, Hq, L, Ev), optional
         Where to write the result.
@@ -381,6 +398,7 @@ def attention_with_kvcache(
         scale,
         window,
         alibi_slopes,
+        relative_bias,
         softcap,
         out,
     )

@@ -20,7 +20,7 @@ from fastmha.encoder_model import EncoderModel
 from fastmha.families import FAMILIES
 from fastmha.generate import Hypothesis, beam_search, greedy_search
 from fastmha.nn.module import UNSET, check_size
-from fastmha.nn.transformer import Transformer
+from fastmha.nn.transformer import Tokens, Transformer
 from fastmha.sentence import read_sentence_settings
 from fastmha.texts import check_text, read_tokenizer, tracked
 from fastmha.weights import read_safetensors
@@ -284,8 +284,9 @@ class TranslationModel:
     def forward(self, token_ids: TokenIds) -> list[Float32]:
         """The encoder's output for each source, (L_n, d_model); all sources run together, without
         padding."""
-        memory, bounds = self.transformer.encode(list(token_ids))
-        return np.split(memory, bounds[1:-1]) if len(bounds) > 1 else []
+        tokens = Tokens("forward", "token_ids", list(token_ids))
+        memory = self.transformer.encode(tokens.ids, tokens.cu_seqlens)
+        return np.split(memory, tokens.cu_seqlens[1:-1]) if tokens.batch else []
 
     def encode_texts(self, texts: Sequence[str]) -> list[Int64]:
         """The source ids of each text, with the end token at the end."""
@@ -386,7 +387,9 @@ class TranslationModel:
         self, sources: list[Integers], beam_size: int, max_new_tokens: int
     ) -> list[Hypothesis]:
         bos, eos = self.config.bos_token_id, self.config.eos_token_id
-        start = self.transformer.start(sources, max_new_tokens, beam_size=beam_size)
+        tokens = Tokens("generate", "token_ids", sources)
+        start = self.transformer.start(len(sources), max_new_tokens, beam_size=beam_size)
+        start.join(self.transformer.encode(tokens.ids, tokens.cu_seqlens), tokens.cu_seqlens)
         if beam_size == 1:
             return greedy_search(
                 start, len(sources), bos=bos, eos=eos, max_new_tokens=max_new_tokens

@@ -3,8 +3,8 @@
 //   out = softmax(softcap(scale * Q K^T) + bias) V        per head
 //
 // Everything that limits or biases attention is a parameter, so no (q_len, kv_len) mask need exist: causal
-// order, key lengths, a sliding window, ALiBi slopes, soft-capping, grouped heads (GQA, MQA), value_dim !=
-// head_dim. Masked work is skipped and masked keys and values cannot reach a result, whatever they hold. A
+// order, key lengths, a sliding window, ALiBi slopes, a bias by distance, soft-capping, grouped heads (GQA, MQA),
+// value_dim != head_dim. Masked work is skipped and masked keys and values cannot reach a result, whatever they hold. A
 // query that sees no key gives zeros. Extra memory per thread is a constant; a single query over many keys adds one
 // partial result per 256 keys.
 //
@@ -39,6 +39,9 @@ struct AttentionParams {
   float softcap = 0.0f;
   // (heads) or (batch, heads): adds -slope * |i + offset - j|, exact up to distances of 2^24. Empty: none.
   ConstView alibi_slopes;
+  // (heads, 2 R + 1), contiguous in the last axis: adds relative_bias[h][R + clip(j - (i + offset), -R, R)] to the
+  // score, the bias of T5 and its family. Finite. Empty: none.
+  ConstView relative_bias;
   // Broadcastable to (batch, heads, q_len, kv_len): kBool (one byte each, true = may attend) or kFloat32
   // (added to the scores; -infinity hides the key). Not for varlen_attention.
   MaskView attn_mask;

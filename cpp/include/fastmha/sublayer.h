@@ -2,13 +2,13 @@
 //
 //   out = norm_after(residual + f(norm_before(x)))
 //
-//   feed_forward           f(x) = linear2(linear1(x)), with linear1's activation
+//   feed_forward           f(x) = linear2(linear1(x)), with linear1's activation, or linear2(linear1(x) * gate(x))
 //   multi_head_attention   f(x) = out_proj(attention of in_proj(x)), over x itself or over a memory
 //
-// Both norms (layer_norm) and the residual are optional: with norm_after it is the block of "Attention Is All
-// You Need", with norm_before the one that normalises first.
+// Both norms (layer_norm or rms_norm) and the residual are optional: with norm_after it is the block of "Attention
+// Is All You Need", with norm_before the one that normalises first.
 //
-// The result is bit for bit that of linear, scaled_dot_product_attention or varlen_attention, and layer_norm
+// The result is bit for bit that of linear, scaled_dot_product_attention or varlen_attention, and the norm
 // called one after the other. The difference is where the intermediate results live: one thread takes a slice
 // of the rows (of whole sequences) through the whole sub-layer, so that they stay in its L2 cache instead of
 // going through memory. Too few rows for that share their columns and heads among the threads, as the
@@ -26,23 +26,29 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "fastmha/linear.h"
 #include "fastmha/types.h"
 
 namespace fastmha {
 
-// A layer_norm inside a sub-layer.
+enum class NormKind : uint8_t { kLayerNorm, kRmsNorm };
+
+// A norm inside a sub-layer.
 struct SublayerNorm {
   ConstView weight;  // (features); empty: no norm here
-  ConstView bias;    // (features); empty: none
+  ConstView bias;    // (features); empty: none. Not for an RMS norm
   float eps = 1e-5f;
+  NormKind kind = NormKind::kLayerNorm;
 };
 
 struct FeedForwardParams {
   SublayerNorm norm_before;
   SublayerNorm norm_after;
   ConstView residual;  // (rows, out_features), added before norm_after; empty: none
+  // As wide as linear1, on both sides: its result multiplies that of linear1, activation included. Null: none.
+  const PackedLinear* gate = nullptr;
 };
 
 // x (rows, in_features of linear1) -> out (rows, out_features of linear2).
@@ -62,6 +68,10 @@ struct MultiHeadAttentionParams {
   const int64_t* key_lengths = nullptr;
   // Query i of a sequence sees the keys 0 .. i.
   bool is_causal = false;
+  // Of the scores; 1 / sqrt(head_dim) when not set.
+  std::optional<float> scale;
+  // (heads, 2 R + 1), added to the scores by distance; see AttentionParams. Empty: none.
+  ConstView relative_bias;
   SublayerNorm norm_before;  // of x; a memory is taken as it is
   SublayerNorm norm_after;
   ConstView residual;  // of out's shape, added before norm_after; empty: none

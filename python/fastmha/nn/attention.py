@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastmha import _core
-from fastmha._types import Bool, Float32, Int64, Integers
+from fastmha._types import Bool, Float32, Integers
 from fastmha.cache import KVCache
 from fastmha.functional import (
     attention_with_kvcache,
@@ -24,7 +24,7 @@ from fastmha.functional import (
     varlen_attention,
 )
 from fastmha.nn import torch_modules
-from fastmha.nn.layers import LayerNorm, Linear
+from fastmha.nn.layers import Linear, Norm, fused
 from fastmha.nn.module import UNSET, Module, Seed, Shape, check_size, uniform
 from fastmha.nn.ragged import check_array, check_lengths, valid_rows
 
@@ -95,13 +95,17 @@ class MultiHeadAttention(Module):
     Parameters
     ----------
     embed_dim : int
-        Width of the queries and of the result, a multiple of `num_heads`.
+        Width of the queries and of the result; without `head_dim` a multiple of `num_heads`.
     num_heads : int
     num_kv_heads : int, optional
         Heads of keys and values, a divisor of `num_heads` (GQA, MQA); `num_heads` when not given.
     kdim, vdim : int, optional
         Width of the inputs that keys and values are made from; `embed_dim` when not given.
     bias : bool, default True
+    head_dim : int, optional
+        Width of a head; ``embed_dim // num_heads`` when not given.
+    scale : float, optional
+        Of the scores; ``1 / sqrt(head_dim)`` when not given.
     seed : int or numpy.random.Generator, optional
         Where the weights are drawn from, as torch.nn.MultiheadAttention draws them, until they are
         loaded.
@@ -143,6 +147,8 @@ class MultiHeadAttention(Module):
         kdim: int | None = None,
         vdim: int | None = None,
         bias: bool = True,
+        head_dim: int | None = None,
+        scale: float | None = None,
         seed: Seed = None,
     ) -> None:
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -156,10 +162,12 @@ class MultiHeadAttention(Module):
             kdim=kdim,
             vdim=vdim,
         )
-        if embed_dim % num_heads:
+        if head_dim is not None:
+            check_size("MultiHeadAttention", head_dim=head_dim)
+        elif embed_dim % num_heads:
             raise ValueError(
                 f"MultiHeadAttention: embed_dim ({embed_dim}) must be a multiple of "
-                f"num_heads ({num_heads})"
+                f"num_heads ({num_heads}); or give head_dim"
             )
         if num_heads % num_kv_heads:
             raise ValueError(
@@ -167,15 +175,18 @@ class MultiHeadAttention(Module):
                 f"num_kv_heads ({num_kv_heads})"
             )
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
-        self.kdim, self.vdim, self.head_dim = kdim, vdim, embed_dim // num_heads
+        self.kdim, self.vdim = kdim, vdim
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        self.scale = None if scale is None else float(scale)
+        rows = num_heads * self.head_dim
         kv_rows = num_kv_heads * self.head_dim
         self._in_proj = InProjection(
-            {"q": embed_dim, "k": kv_rows, "v": kv_rows},
+            {"q": rows, "k": kv_rows, "v": kv_rows},
             {"q": embed_dim, "k": kdim, "v": vdim},
         )
         self._has_bias = bias
         self._parts: tuple[str, ...] = ("qkv",) if self._in_proj.one_input else ("q", "k", "v")
-        self.out_proj = Linear.of_size(embed_dim, embed_dim, bias=bias, seed=UNSET)
+        self.out_proj = Linear.of_size(rows, embed_dim, bias=bias, seed=UNSET)
         self._initialise(seed)
 
     @classmethod
@@ -207,9 +218,10 @@ class MultiHeadAttention(Module):
         cu_seqlens: Lengths | None = None,
         cu_seqlens_k: Lengths | None = None,
         cache: KVCache | None = None,
+        relative_bias: Float32 | None = None,
         residual: Float32 | None = None,
-        norm_before: LayerNorm | None = None,
-        norm_after: LayerNorm | None = None,
+        norm_before: Norm | None = None,
+        norm_after: Norm | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Attend from `query` to `key` and `value`, or to itself.
@@ -236,9 +248,11 @@ class MultiHeadAttention(Module):
         cache : KVCache, optional
             The new keys and values are appended to it, and the queries attend to all that it holds
             then.
+        relative_bias : ndarray of float32, (num_heads, 2 R + 1), optional
+            Added to the scores by distance, as for :func:`fastmha.scaled_dot_product_attention`.
         residual : ndarray of float32, of query's shape, optional
             Added to the result as it is stored.
-        norm_before, norm_after : LayerNorm, optional
+        norm_before, norm_after : LayerNorm or RMSNorm, optional
             Applied to `query` (and so to what is made from it), and to the result with its
             residual.
         return_weights : bool, default False
@@ -264,14 +278,18 @@ class MultiHeadAttention(Module):
             return self._attend_fused(
                 query,
                 key,
-                is_causal,
-                key_lengths,
-                cu_seqlens,
-                cu_seqlens_k,
-                residual,
-                norm_before,
-                norm_after,
+                is_causal=is_causal,
+                key_lengths=key_lengths,
+                cu_seqlens=cu_seqlens,
+                cu_seqlens_k=cu_seqlens_k,
+                relative_bias=relative_bias,
+                residual=residual,
+                norm_before=norm_before,
+                norm_after=norm_after,
             )
+        scores: dict[str, Any] = {"is_causal": is_causal, "scale": self.scale}
+        if relative_bias is not None:
+            scores["relative_bias"] = relative_bias
         if norm_before is not None:
             query = norm_before(query)
         if cu_seqlens is not None:
@@ -282,7 +300,7 @@ class MultiHeadAttention(Module):
                 v,
                 cu_seqlens,
                 cu_seqlens_k,
-                is_causal=is_causal,
+                **scores,
                 return_weights=return_weights,
             )
             return self._join(attended, residual, norm_after, return_weights)
@@ -295,6 +313,7 @@ class MultiHeadAttention(Module):
                 is_causal=is_causal,
                 key_lengths=key_lengths,
                 cache=cache,
+                relative_bias=relative_bias,
                 residual=None if residual is None else residual[None],
                 norm_after=norm_after,
                 return_weights=return_weights,
@@ -303,25 +322,22 @@ class MultiHeadAttention(Module):
 
         q, k, v = self._project(query, key, value, 3)
         if cache is not None:
-            return self._step(
-                q,
-                k,
-                v,
-                cache,
-                attn_mask,
-                is_causal,
-                key_lengths,
-                residual,
-                norm_after,
-                return_weights,
-            )
+            before = cache._lengths.copy()
+            try:
+                attended = self._attend_cached(
+                    q, k, v, cache, attn_mask, key_lengths, scores, return_weights
+                )
+                return self._join(attended, residual, norm_after, return_weights)
+            except BaseException:  # nothing is changed by a call that fails, or that is interrupted
+                cache._lengths[:] = before
+                raise
         out = _core.empty(q.shape)  # (batch, q_len, heads, head_dim)
         attended = scaled_dot_product_attention(
             q.transpose(0, 2, 1, 3),
             k.transpose(0, 2, 1, 3),
             v.transpose(0, 2, 1, 3),
             attn_mask,
-            is_causal=is_causal,
+            **scores,
             key_lengths=key_lengths,
             return_weights=return_weights,
             out=out.transpose(0, 2, 1, 3),
@@ -375,13 +391,15 @@ class MultiHeadAttention(Module):
         self,
         query: Float32,
         key: Float32 | None,
+        *,
         is_causal: bool,
         key_lengths: Lengths | None,
         cu_seqlens: Lengths | None,
         cu_seqlens_k: Lengths | None,
+        relative_bias: Float32 | None,
         residual: Float32 | None,
-        norm_before: LayerNorm | None,
-        norm_after: LayerNorm | None,
+        norm_before: Norm | None,
+        norm_after: Norm | None,
     ) -> Float32:
         """All of a call in one operation."""
         ndim = 2 if cu_seqlens is not None or query.ndim == 2 else 3
@@ -399,6 +417,8 @@ class MultiHeadAttention(Module):
             self.out_proj._packed,
             self.num_heads,
             self.num_kv_heads,
+            self.scale,
+            relative_bias,
             query,
             key,
             is_causal,
@@ -406,8 +426,8 @@ class MultiHeadAttention(Module):
             cu_seqlens,
             cu_seqlens_k,
             residual,
-            LayerNorm.fused(norm_before),
-            LayerNorm.fused(norm_after),
+            fused(norm_before),
+            fused(norm_after),
             None,
         )
         if key is None and key_lengths is not None:
@@ -421,27 +441,6 @@ class MultiHeadAttention(Module):
         rows = self._in_proj.part("kv")(memory)
         heads = rows.reshape(*rows.shape[:-1], 2 * self.num_kv_heads, self.head_dim)
         return heads[..., : self.num_kv_heads, :], heads[..., self.num_kv_heads :, :]
-
-    def attend_rows(
-        self,
-        query: Float32,
-        key: Float32,
-        value: Float32,
-        *,
-        cu_seqlens_q: Int64,
-        cu_seqlens_k: Int64,
-        residual: Float32,
-        norm_before: LayerNorm | None = None,
-        norm_after: LayerNorm | None = None,
-    ) -> Float32:
-        """Queries (T, embed_dim) against keys and values that :meth:`project_kv` made before, both
-        ragged."""
-        if norm_before is not None:
-            query = norm_before(query)
-        q = self._in_proj.part("q")(query).reshape(len(query), self.num_heads, self.head_dim)
-        attended = varlen_attention(q, key, value, cu_seqlens_q, cu_seqlens_k)
-        joined: Float32 = self._join(attended, residual, norm_after, False)
-        return joined
 
     def _project(
         self, query: Float32, key: Float32 | None, value: Float32 | None, ndim: int
@@ -493,43 +492,18 @@ class MultiHeadAttention(Module):
         shape = "(total, width) with cu_seqlens" if ndim == 2 else "(batch, length, width)"
         raise ValueError(f"MultiHeadAttention: {name} must be {shape}, got {x.shape}")
 
-    def _step(
-        self,
-        q: Float32,
-        k: Float32,
-        v: Float32,
-        cache: KVCache,
-        attn_mask: Bool | Float32 | None,
-        is_causal: bool,
-        key_lengths: Lengths | None,
-        residual: Float32 | None,
-        norm_after: LayerNorm | None,
-        return_weights: bool,
-    ) -> Any:
-        """The next positions of every sequence of a cache, or, when anything fails, none."""
-        before = cache._lengths.copy()
-        try:
-            attended = self._attend_cached(
-                q, k, v, cache, before, attn_mask, is_causal, key_lengths, return_weights
-            )
-            return self._join(attended, residual, norm_after, return_weights)
-        except BaseException:  # nothing is changed by a call that fails, or that is interrupted
-            cache._lengths[:] = before
-            raise
-
     def _attend_cached(
         self,
         q: Float32,
         k: Float32,
         v: Float32,
         cache: KVCache,
-        before: Int64,
         attn_mask: Bool | Float32 | None,
-        is_causal: bool,
         key_lengths: Lengths | None,
+        scores: dict[str, Any],
         return_weights: bool,
     ) -> Any:
-        """Append behind the `before` positions, then attend to all that the cache holds.
+        """Append to the cache, then attend to all that it holds.
 
         The result is (batch, q_len, heads, head_dim).
         """
@@ -537,13 +511,14 @@ class MultiHeadAttention(Module):
         out = _core.empty((q.shape[0], q.shape[2], self.num_heads, self.head_dim))
         heads_first = out.transpose(0, 2, 1, 3)
         if attn_mask is None and key_lengths is None and not return_weights:
-            attention_with_kvcache(q, cache, k, v, is_causal=is_causal, out=heads_first)
+            attention_with_kvcache(q, cache, k, v, **scores, out=heads_first)
             return out
         batch, q_len = out.shape[:2]
         if key_lengths is not None:
             key_lengths = check_lengths(
                 "MultiHeadAttention", "key_lengths", key_lengths, batch, q_len
             )
+        before = cache._lengths.copy()
         cache.append(k, v, lengths=key_lengths)
         longest = int(cache.lengths.max(initial=0))
         attended: Any = scaled_dot_product_attention(
@@ -551,7 +526,7 @@ class MultiHeadAttention(Module):
             cache.key[:, :, :longest],
             cache.value[:, :, :longest],
             attn_mask,
-            is_causal=is_causal,
+            **scores,
             key_lengths=cache.lengths,
             query_offset=before,
             return_weights=return_weights,
@@ -565,12 +540,13 @@ class MultiHeadAttention(Module):
         self,
         attended: Any,
         residual: Float32 | None,
-        norm_after: LayerNorm | None,
+        norm_after: Norm | None,
         return_weights: bool,
     ) -> Any:
         """(..., heads, head_dim) -> (..., embed_dim), through the output map."""
         heads = attended[0] if return_weights else attended
-        out = self.out_proj(heads.reshape(*heads.shape[:-2], self.embed_dim), residual=residual)
+        rows = heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim)
+        out = self.out_proj(rows, residual=residual)
         if norm_after is not None:
             out = norm_after(out)
         return (out, attended[1]) if return_weights else out
@@ -624,4 +600,11 @@ class MultiHeadAttention(Module):
         kv_heads = (
             f", num_kv_heads={self.num_kv_heads}" if self.num_kv_heads != self.num_heads else ""
         )
-        return f"MultiHeadAttention({self.embed_dim}, num_heads={self.num_heads}{kv_heads})"
+        head_dim = (
+            f", head_dim={self.head_dim}"
+            if self.head_dim * self.num_heads != self.embed_dim
+            else ""
+        )
+        return (
+            f"MultiHeadAttention({self.embed_dim}, num_heads={self.num_heads}{kv_heads}{head_dim})"
+        )

@@ -8,16 +8,14 @@ operation of the core.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from fastmha import _core
 from fastmha._types import Float32, Integers
 from fastmha.nn import torch_modules
 from fastmha.nn.attention import MultiHeadAttention
 from fastmha.nn.decoder_cache import DecoderBlockCache, DecoderCache
-from fastmha.nn.layers import LayerNorm, Linear
+from fastmha.nn.layers import NORMS, LayerNorm, Linear, Norm, fused, norm_of
 from fastmha.nn.module import UNSET, Module, Seed, check_size
-from fastmha.nn.ragged import Rows, check_array
+from fastmha.nn.ragged import Rows, check_array, check_lengths
 
 __all__ = ["Decoder", "DecoderBlock", "Encoder", "EncoderBlock", "FeedForward"]
 
@@ -26,9 +24,10 @@ MEMORY_NAMES = ("memory", "memory_lengths", "memory_cu_seqlens")
 
 
 class FeedForward(Module):
-    """Two linear maps with an activation between them.
+    """Two linear maps with an activation between them, and a gate if wanted.
 
-    ``linear2(activation(linear1(x))) + residual``
+    ``linear2(activation(linear1(x))) + residual``, or with `gated`
+    ``linear2(activation(linear1(x)) * gate(x)) + residual``
 
     Parameters
     ----------
@@ -36,6 +35,8 @@ class FeedForward(Module):
         Width of the rows, and between the two maps.
     activation : {"relu", "gelu", "gelu_tanh", "silu"}, default "relu"
     bias : bool, default True
+    gated : bool, default False
+        A third map, ``gate``, of linear1's shape (GLU: https://arxiv.org/abs/2002.05202).
     seed : int or numpy.random.Generator, optional
         Where the weights are drawn from until they are loaded.
 
@@ -53,10 +54,12 @@ class FeedForward(Module):
         *,
         activation: str = "relu",
         bias: bool = True,
+        gated: bool = False,
         seed: Seed = None,
     ) -> None:
         self.linear1 = Linear.of_size(d_model, d_ff, bias=bias, activation=activation, seed=UNSET)
         self.linear2 = Linear.of_size(d_ff, d_model, bias=bias, seed=UNSET)
+        self.gate = Linear.of_size(d_model, d_ff, bias=bias, seed=UNSET) if gated else None
         self._initialise(seed)
 
     def __call__(
@@ -64,8 +67,8 @@ class FeedForward(Module):
         x: Float32,
         *,
         residual: Float32 | None = None,
-        norm_before: LayerNorm | None = None,
-        norm_after: LayerNorm | None = None,
+        norm_before: Norm | None = None,
+        norm_after: Norm | None = None,
         out: Float32 | None = None,
     ) -> Float32:
         """x (..., d_model) -> (..., d_model).
@@ -76,22 +79,27 @@ class FeedForward(Module):
         return _core.feed_forward(
             self.linear1._packed,
             self.linear2._packed,
+            None if self.gate is None else self.gate._packed,
             x,
             residual,
-            LayerNorm.fused(norm_before),
-            LayerNorm.fused(norm_after),
+            fused(norm_before),
+            fused(norm_after),
             out,
         )
 
     def _children(self) -> Iterator[tuple[str, Module]]:
         yield "linear1", self.linear1
         yield "linear2", self.linear2
+        if self.gate is not None:
+            yield "gate", self.gate
 
 
 class _Block(Module):
     """What encoder and decoder blocks share: sizes, settings, self-attention, feed-forward."""
 
+    self_attn: MultiHeadAttention
     _norms: tuple[str, ...]
+    _attentions: tuple[str, ...] = ("self_attn",)
 
     def __init__(
         self,
@@ -103,20 +111,33 @@ class _Block(Module):
         norm_first: bool = False,
         norm_eps: float = 1e-5,
         bias: bool = True,
+        norm: str = "layer_norm",
+        gated: bool = False,
+        head_dim: int | None = None,
+        scale: float | None = None,
         seed: Seed = None,
     ) -> None:
-        check_size(type(self).__name__, d_model=d_model, num_heads=num_heads, d_ff=d_ff)
+        name = type(self).__name__
+        check_size(name, d_model=d_model, num_heads=num_heads, d_ff=d_ff)
+        if norm not in NORMS:
+            raise ValueError(f"{name}: norm must be one of {', '.join(NORMS)}, got {norm!r}")
         self.d_model, self.num_heads, self.d_ff = d_model, num_heads, d_ff
         self.activation, self.norm_first = activation, bool(norm_first)
-        self.self_attn = MultiHeadAttention(d_model, num_heads, bias=bias, seed=UNSET)
-        self._add_attention(bias)
-        self.feed_forward = FeedForward(d_model, d_ff, activation=activation, bias=bias, seed=UNSET)
-        for name in self._norms:
-            setattr(self, name, LayerNorm(d_model, norm_eps, bias=bias))
+        for attention in self._attentions:
+            mha = MultiHeadAttention(
+                d_model, num_heads, bias=bias, head_dim=head_dim, scale=scale, seed=UNSET
+            )
+            setattr(self, attention, mha)
+        self.feed_forward = FeedForward(
+            d_model, d_ff, activation=activation, bias=bias, gated=gated, seed=UNSET
+        )
+        for place in self._norms:
+            setattr(self, place, norm_of(norm, d_model, norm_eps, bias=bias))
+        self._pack()
         self._initialise(seed)
 
-    def _add_attention(self, bias: bool) -> None:
-        pass
+    def _pack(self) -> None:
+        """How the projections of attention are put together, where it is not the usual way."""
 
     def _children(self) -> Iterator[tuple[str, Module]]:
         yield "self_attn", self.self_attn
@@ -125,7 +146,7 @@ class _Block(Module):
             yield name, getattr(self, name)
 
     def _add_and_norm(
-        self, sublayer: Any, x: Float32, *inputs: Float32, norm: LayerNorm, **options: Any
+        self, sublayer: Any, x: Float32, *inputs: Float32, norm: Norm, **options: Any
     ) -> Any:
         """``norm(x + sublayer(x))``, or with norm_first ``x + sublayer(norm(x))``.
 
@@ -184,17 +205,25 @@ class EncoderBlock(_Block):
     norm_eps : float, default 1e-5
     bias : bool, default True
         False leaves every bias out, of the norms too.
+    norm : {"layer_norm", "rms_norm"}, default "layer_norm"
+    gated : bool, default False
+        A gate in the feed-forward; see :class:`FeedForward`.
+    head_dim : int, optional
+        Width of a head; ``d_model // num_heads`` when not given.
+    scale : float, optional
+        Of attention's scores; ``1 / sqrt(head_dim)`` when not given.
     seed : int or numpy.random.Generator, optional
         Where the weights are drawn from until they are loaded.
 
     Raises
     ------
     ValueError
-        A size below 1, heads that do not divide d_model, an unknown activation.
+        A size below 1, heads that do not divide d_model, an unknown activation or norm.
 
     Notes
     -----
-    Parameters have the names and shapes of torch.nn.TransformerEncoderLayer.
+    Parameters have the names and shapes of torch.nn.TransformerEncoderLayer; a gate's are
+    ``gate.weight`` and ``gate.bias``.
 
     Examples
     --------
@@ -207,8 +236,8 @@ class EncoderBlock(_Block):
     (True, True)
     """
 
-    norm1: LayerNorm
-    norm2: LayerNorm
+    norm1: Norm
+    norm2: Norm
     _norms = ("norm1", "norm2")
 
     @classmethod
@@ -235,6 +264,7 @@ class EncoderBlock(_Block):
         *,
         key_lengths: Lengths | None = None,
         cu_seqlens: Lengths | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run the block.
@@ -247,6 +277,8 @@ class EncoderBlock(_Block):
             Rows at or past the length are padding: nothing reads them and they come back as zeros.
         cu_seqlens : sequence of int, (N + 1,), optional
             Cumulative lengths of a ragged batch.
+        relative_bias : ndarray of float32, (num_heads, 2 R + 1), optional
+            Added to the scores by distance, as for :func:`fastmha.scaled_dot_product_attention`.
         return_weights : bool, default False
             Also return the probabilities of self-attention, (B, num_heads, L, L); ragged or with
             lengths: a list with one (num_heads, L_n, L_n) per sequence.
@@ -266,19 +298,26 @@ class EncoderBlock(_Block):
         """
         check_array("EncoderBlock", "x", x)
         if x.ndim == 3 and key_lengths is None and cu_seqlens is None:
-            return self._forward(x, None, return_weights)
+            return self._forward(x, None, relative_bias, return_weights)
         batch = Rows("EncoderBlock", x, key_lengths, cu_seqlens)
-        result = self._forward(batch.rows, batch.cu_seqlens, return_weights)
+        result = self._forward(batch.rows, batch.cu_seqlens, relative_bias, return_weights)
         if return_weights:
             return batch.restore(result[0]), result[1]
         return batch.restore(result)
 
-    def _forward(self, x: Float32, cu_seqlens: Lengths | None, return_weights: bool) -> Any:
+    def _forward(
+        self,
+        x: Float32,
+        cu_seqlens: Lengths | None,
+        relative_bias: Float32 | None,
+        return_weights: bool,
+    ) -> Any:
         x = self._add_and_norm(
             self.self_attn,
             x,
             norm=self.norm1,
             cu_seqlens=cu_seqlens,
+            relative_bias=relative_bias,
             return_weights=return_weights,
         )
         x, *weights = x if return_weights else (x,)
@@ -318,16 +357,14 @@ class DecoderBlock(_Block):
     True
     """
 
-    norm1: LayerNorm
-    norm2: LayerNorm
-    norm3: LayerNorm
+    norm1: Norm
+    norm2: Norm
+    norm3: Norm
     multihead_attn: MultiHeadAttention
     _norms = ("norm1", "norm2", "norm3")
+    _attentions = ("self_attn", "multihead_attn")
 
-    def _add_attention(self, bias: bool) -> None:
-        self.multihead_attn = MultiHeadAttention(
-            self.d_model, self.num_heads, bias=bias, seed=UNSET
-        )
+    def _pack(self) -> None:
         self.multihead_attn._use_for_cross_attention()
 
     def _children(self) -> Iterator[tuple[str, Module]]:
@@ -342,13 +379,14 @@ class DecoderBlock(_Block):
         self._take_torch(module)
         return self
 
-    def new_cache(self, batch: int, capacity: int, *, beam_size: int = 1) -> DecoderBlockCache:
-        """An empty cache for `batch` sources with `beam_size` hypotheses of up to `capacity`
-        positions each."""
-        attention = self.self_attn
-        return DecoderBlockCache(
-            batch, attention.num_kv_heads, capacity, attention.head_dim, beam_size
-        )
+    def new_cache(
+        self, batch: int, capacity: int, *, beam_size: int = 1, empty: bool = False
+    ) -> DecoderBlockCache:
+        """A cache for this block alone; see :meth:`Decoder.new_cache`."""
+        return DecoderBlockCache(batch, capacity, beam_size, empty, [self._cached_heads()])
+
+    def _cached_heads(self) -> tuple[int, int]:
+        return self.self_attn.num_kv_heads, self.self_attn.head_dim
 
     def __call__(
         self,
@@ -360,6 +398,7 @@ class DecoderBlock(_Block):
         cu_seqlens: Lengths | None = None,
         memory_cu_seqlens: Lengths | None = None,
         cache: DecoderBlockCache | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run the block.
@@ -382,6 +421,9 @@ class DecoderBlock(_Block):
         cache : DecoderBlockCache, optional
             From :meth:`new_cache`: what came before, per hypothesis, and the memory's keys and
             values, per source.
+        relative_bias : ndarray of float32, (num_heads, 2 R + 1), optional
+            Added to the scores of self-attention by distance, as for
+            :func:`fastmha.scaled_dot_product_attention`.
         return_weights : bool, default False
             Also return the probabilities of self-attention and of attention over the memory. Not
             with a cache.
@@ -404,20 +446,25 @@ class DecoderBlock(_Block):
         check_array("DecoderBlock", "x", x)
         if cache is not None:
             _check_cache("DecoderBlock", cache, DecoderBlockCache, cu_seqlens)
-            before = cache.snapshot()
-            try:
-                return self._step(
-                    x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
-                )
-            except BaseException:  # interrupted, too
-                cache.restore(before)
-                raise
+            return _step(
+                "DecoderBlock",
+                [self],
+                None,
+                cache,
+                x,
+                memory,
+                key_lengths=key_lengths,
+                memory_lengths=memory_lengths,
+                memory_cu_seqlens=memory_cu_seqlens,
+                relative_bias=relative_bias,
+                return_weights=return_weights,
+            )
         if memory is None:
             raise ValueError("DecoderBlock: memory is needed, what the encoder returned")
         check_array("DecoderBlock", "memory", memory)
         lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
         if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
-            return self._forward(x, memory, None, None, return_weights)
+            return self._forward(x, memory, None, None, relative_bias, return_weights)
         rows = Rows("DecoderBlock", x, key_lengths, cu_seqlens)
         source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
         if len(rows.cu_seqlens) != len(source.cu_seqlens):
@@ -426,7 +473,12 @@ class DecoderBlock(_Block):
                 f"memory {len(source.cu_seqlens) - 1}"
             )
         result = self._forward(
-            rows.rows, source.rows, rows.cu_seqlens, source.cu_seqlens, return_weights
+            rows.rows,
+            source.rows,
+            rows.cu_seqlens,
+            source.cu_seqlens,
+            relative_bias,
+            return_weights,
         )
         if return_weights:
             return rows.restore(result[0]), *result[1:]
@@ -438,6 +490,7 @@ class DecoderBlock(_Block):
         memory: Float32,
         cu_seqlens: Lengths | None,
         memory_cu_seqlens: Lengths | None,
+        relative_bias: Float32 | None,
         return_weights: bool,
     ) -> Any:
         x = self._add_and_norm(
@@ -446,6 +499,7 @@ class DecoderBlock(_Block):
             norm=self.norm1,
             is_causal=True,
             cu_seqlens=cu_seqlens,
+            relative_bias=relative_bias,
             return_weights=return_weights,
         )
         x, *self_weights = x if return_weights else (x,)
@@ -462,58 +516,104 @@ class DecoderBlock(_Block):
         out = self._add_and_norm(self.feed_forward, x, norm=self.norm3, out=x)
         return (out, *self_weights, *memory_weights) if return_weights else out
 
-    def _step(
-        self,
-        x: Float32,
-        memory: Float32 | None,
-        key_lengths: Lengths | None,
-        memory_lengths: Lengths | None,
-        memory_cu_seqlens: Lengths | None,
-        cache: DecoderBlockCache,
-        return_weights: bool,
-    ) -> Float32:
-        """The next positions of every hypothesis: (batch * beam_size, L, d_model)."""
-        if return_weights:
-            raise ValueError("DecoderBlock: return_weights does not go with a cache")
-        if x.ndim != 3 or len(x) != cache.self_attn.batch:
-            raise ValueError(
-                f"DecoderBlock: with this cache x must be ({cache.self_attn.batch}, length, "
-                f"{self.d_model}), got {x.shape}"
-            )
-        if not cache.has_memory:
-            if memory is None:
-                raise ValueError("DecoderBlock: the first call with a cache needs memory")
-            check_array("DecoderBlock", "memory", memory)
-            source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
-            keys, values = self.multihead_attn.project_kv(source.rows)
-            cache.set_memory(keys, values, source.cu_seqlens)
+    def join(
+        self, cache: DecoderBlockCache, memory: Float32, cu_seqlens: Lengths | None = None
+    ) -> None:
+        """Let sources join those in a cache; see :meth:`Decoder.join`."""
+        _check_cache("DecoderBlock.join", cache, DecoderBlockCache, None)
+        _join("DecoderBlock.join", [self], cache, memory, cu_seqlens)
+
+    def _core_arguments(self) -> tuple[Any, ...]:
+        """The block for a step of the core."""
+        own, over_memory, feed = self.self_attn, self.multihead_attn, self.feed_forward
+        return (
+            own._in_proj.part("qkv")._packed,
+            own.out_proj._packed,
+            over_memory._in_proj.part("q")._packed,
+            over_memory.out_proj._packed,
+            feed.linear1._packed,
+            feed.linear2._packed,
+            None if feed.gate is None else feed.gate._packed,
+            fused(self.norm1),
+            fused(self.norm2),
+            fused(self.norm3),
+            self.norm_first,
+            own.num_heads,
+            own.num_kv_heads,
+            own.scale,
+        )
+
+
+def _check_blocks(operation: str, blocks: Sequence[DecoderBlock], cache: DecoderCache) -> None:
+    if len(cache.blocks) != len(blocks):
+        raise ValueError(
+            f"{operation}: the cache is for {len(cache.blocks)} blocks, "
+            f"this decoder has {len(blocks)}"
+        )
+
+
+def _step(
+    operation: str,
+    blocks: Sequence[DecoderBlock],
+    norm: Norm | None,
+    cache: DecoderCache,
+    x: Float32,
+    memory: Float32 | None,
+    *,
+    key_lengths: Lengths | None,
+    memory_lengths: Lengths | None,
+    memory_cu_seqlens: Lengths | None,
+    relative_bias: Float32 | None,
+    return_weights: bool,
+) -> Float32:
+    """The next positions of every hypothesis, (hypotheses, length, d_model), through all blocks and
+    the norm, or through none of them."""
+    if return_weights:
+        raise ValueError(f"{operation}: return_weights does not go with a cache")
+    _check_blocks(operation, blocks, cache)
+    hypotheses, d_model = len(cache.lengths), blocks[0].d_model
+    if x.ndim != 3 or len(x) != hypotheses or x.shape[2] != d_model:
+        raise ValueError(
+            f"{operation}: with this cache x must be ({hypotheses}, length, {d_model}), "
+            f"got {x.shape}"
+        )
+    new_lengths = None
+    if key_lengths is not None:
+        new_lengths = check_lengths(operation, "key_lengths", key_lengths, *x.shape[:2])
+    before = cache.snapshot()
+    try:
+        if cache.has_memory:
+            cache.check_memory(operation, memory_lengths, memory_cu_seqlens)
+        elif memory is None:
+            raise ValueError(f"{operation}: the first call with a cache needs memory")
         else:
-            cache.check_memory(memory_lengths, memory_cu_seqlens)
-        shape = x.shape
-        x = self._add_and_norm(
-            self.self_attn,
-            x,
-            norm=self.norm1,
-            is_causal=True,
-            key_lengths=key_lengths,
-            cache=cache.self_attn,
-        )
-        # the beams of a source are its queries: nothing is copied for them
-        keys, values, memory_bounds = cache.memory
-        x = self._add_and_norm(
-            self.multihead_attn.attend_rows,
-            x.reshape(-1, self.d_model),
-            keys,
-            values,
-            norm=self.norm2,
-            cu_seqlens_q=cache.query_bounds(shape[1]),
-            cu_seqlens_k=memory_bounds,
-        )
-        x = self._add_and_norm(self.feed_forward, x, norm=self.norm3, out=x)
-        out: Float32 = x.reshape(shape)
-        if key_lengths is not None:
-            out[np.arange(shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
-        return out
+            _join(operation, blocks, cache, memory, memory_cu_seqlens, memory_lengths)
+        arguments = [block._core_arguments() for block in blocks]
+        return cache.step(arguments, fused(norm), x, new_lengths, relative_bias)
+    except BaseException:  # interrupted, too
+        cache.restore(before)
+        raise
+
+
+def _join(
+    operation: str,
+    blocks: Sequence[DecoderBlock],
+    cache: DecoderCache,
+    memory: Float32,
+    cu_seqlens: Lengths | None,
+    lengths: Lengths | None = None,
+) -> None:
+    """The keys and values that every block makes of `memory`, to the cache, or nothing."""
+    _check_blocks(operation, blocks, cache)
+    source = Rows(operation, memory, lengths, cu_seqlens, MEMORY_NAMES)
+    cache.check_join(operation, len(source.cu_seqlens) - 1)
+    before = cache.snapshot()
+    try:
+        projected = [block.multihead_attn.project_kv(source.rows) for block in blocks]
+        cache.join(projected, source.cu_seqlens)
+    except BaseException:  # interrupted, too
+        cache.restore(before)
+        raise
 
 
 class _Stack(Module):
@@ -521,7 +621,7 @@ class _Stack(Module):
 
     layers: Sequence[_Block]
 
-    def __init__(self, blocks: Sequence[Any], norm: LayerNorm | None = None) -> None:
+    def __init__(self, blocks: Sequence[Any], norm: Norm | None = None) -> None:
         self.layers = list(blocks)
         self.norm = norm
         name = type(self).__name__
@@ -557,7 +657,7 @@ class Encoder(_Stack):
     Parameters
     ----------
     blocks : sequence of EncoderBlock
-    norm : LayerNorm, optional
+    norm : LayerNorm or RMSNorm, optional
         Applied to the last block's result.
 
     Raises
@@ -596,6 +696,7 @@ class Encoder(_Stack):
         *,
         key_lengths: Lengths | None = None,
         cu_seqlens: Lengths | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run all blocks; arguments as for :meth:`EncoderBlock.__call__`.
@@ -610,7 +711,7 @@ class Encoder(_Stack):
             x, bounds = batch.rows, batch.cu_seqlens
         weights = []
         for block in self.layers:
-            result = block._forward(x, bounds, return_weights)
+            result = block._forward(x, bounds, relative_bias, return_weights)
             if return_weights:
                 x, block_weights = result
                 weights.append(block_weights)
@@ -629,7 +730,7 @@ class Decoder(_Stack):
     Parameters
     ----------
     blocks : sequence of DecoderBlock
-    norm : LayerNorm, optional
+    norm : LayerNorm or RMSNorm, optional
         Applied to the last block's result.
 
     Raises
@@ -662,11 +763,44 @@ class Decoder(_Stack):
             [DecoderBlock.from_torch(layer) for layer in module.layers], _norm_from_torch(module)
         )
 
-    def new_cache(self, batch: int, capacity: int, *, beam_size: int = 1) -> DecoderCache:
-        """An empty cache for `batch` sources with `beam_size` hypotheses of up to `capacity`
-        positions each."""
-        blocks = [block.new_cache(batch, capacity, beam_size=beam_size) for block in self.layers]
-        return DecoderCache(blocks)
+    def new_cache(
+        self, batch: int, capacity: int, *, beam_size: int = 1, empty: bool = False
+    ) -> DecoderCache:
+        """A cache for `batch` sources with `beam_size` hypotheses of up to `capacity` positions
+        each.
+
+        The first call with it brings the memory of all sources. With `empty` no source is here at
+        first: :meth:`join` brings them, at most `batch` at a time, and ``cache.select`` lets them
+        go.
+        """
+        heads = [block._cached_heads() for block in self.layers]
+        return DecoderCache(batch, capacity, beam_size, empty, heads)
+
+    def join(self, cache: DecoderCache, memory: Float32, cu_seqlens: Lengths | None = None) -> None:
+        """Let sources join those in a cache, behind them, with hypotheses that hold nothing yet.
+
+        Hypotheses may stand at different positions; the bits of a source do not depend on who else
+        is there.
+
+        Parameters
+        ----------
+        cache : DecoderCache
+            From :meth:`new_cache`.
+        memory : ndarray of float32, (Tm, d_model)
+            What the encoder returned for the new sources, end to end, or (B, S, d_model) without
+            `cu_seqlens`.
+        cu_seqlens : sequence of int, (N + 1,), optional
+            Cumulative lengths of the new sources.
+
+        Raises
+        ------
+        TypeError
+            No DecoderCache, or an array of another dtype than float32.
+        ValueError
+            Shapes that do not fit, or no room for so many sources. The cache is as it was before.
+        """
+        _check_cache("Decoder.join", cache, DecoderCache, None)
+        _join("Decoder.join", self.layers, cache, memory, cu_seqlens)
 
     def __call__(
         self,
@@ -678,6 +812,7 @@ class Decoder(_Stack):
         cu_seqlens: Lengths | None = None,
         memory_cu_seqlens: Lengths | None = None,
         cache: DecoderCache | None = None,
+        relative_bias: Float32 | None = None,
         return_weights: bool = False,
     ) -> Any:
         """Run all blocks; arguments as for :meth:`DecoderBlock.__call__`.
@@ -687,11 +822,24 @@ class Decoder(_Stack):
         check_array("Decoder", "x", x)
         if cache is not None:
             _check_cache("Decoder", cache, DecoderCache, cu_seqlens)
-            return self._step(
-                x, memory, key_lengths, memory_lengths, memory_cu_seqlens, cache, return_weights
+            return _step(
+                "Decoder",
+                self.layers,
+                self.norm,
+                cache,
+                x,
+                memory,
+                key_lengths=key_lengths,
+                memory_lengths=memory_lengths,
+                memory_cu_seqlens=memory_cu_seqlens,
+                relative_bias=relative_bias,
+                return_weights=return_weights,
             )
         lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
-        options: dict[str, Any] = {"return_weights": return_weights}
+        options: dict[str, Any] = {
+            "relative_bias": relative_bias,
+            "return_weights": return_weights,
+        }
         restore = None
         if memory is None:
             raise ValueError("Decoder: memory is needed, what the encoder returned")
@@ -714,41 +862,3 @@ class Decoder(_Stack):
         if restore is not None:
             x = restore(x)
         return (x, weights) if return_weights else x
-
-    def _step(
-        self,
-        x: Float32,
-        memory: Float32 | None,
-        key_lengths: Lengths | None,
-        memory_lengths: Lengths | None,
-        memory_cu_seqlens: Lengths | None,
-        cache: DecoderCache,
-        return_weights: bool,
-    ) -> Float32:
-        """The next positions of every hypothesis, through all blocks, or through none of them."""
-        if len(cache.blocks) != len(self.layers):
-            raise ValueError(
-                f"Decoder: the cache is for {len(cache.blocks)} blocks, "
-                f"this decoder has {len(self.layers)}"
-            )
-        before = [block_cache.snapshot() for block_cache in cache.blocks]
-        try:
-            for block, block_cache in zip(self.layers, cache.blocks, strict=True):
-                x = block._step(
-                    x,
-                    memory,
-                    key_lengths,
-                    memory_lengths,
-                    memory_cu_seqlens,
-                    block_cache,
-                    return_weights,
-                )
-            if self.norm is not None:
-                x = self.norm(x)
-            if key_lengths is not None:
-                x[np.arange(x.shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
-        except BaseException:  # a later block failed: the earlier ones go back as well
-            for block_cache, state in zip(cache.blocks, before, strict=True):
-                block_cache.restore(state)
-            raise
-        return x

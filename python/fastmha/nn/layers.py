@@ -1,5 +1,7 @@
 """The layers that blocks are made of: linear maps with packed weights, norms, embeddings."""
 
+from typing import TypeAlias
+
 import numpy as np
 
 from fastmha import _core
@@ -7,7 +9,7 @@ from fastmha._types import Float32, Float32Type, Integers, is_float32
 from fastmha.nn.module import Module, Seed, Shape, check_size, uniform
 from fastmha.nn.ragged import as_integers
 
-__all__ = ["Embedding", "LayerNorm", "Linear"]
+__all__ = ["Embedding", "LayerNorm", "Linear", "RMSNorm"]
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
@@ -184,17 +186,8 @@ class LayerNorm(Module):
         """norm(x + residual) for x (..., dim)."""
         return _core.layer_norm(x, self.weight, self.bias, self.eps, residual, None)
 
-    @staticmethod
-    def fused(norm: "LayerNorm | None") -> "tuple[Float32, Float32 | None, float] | None":
-        """What an operation needs that normalises on its way."""
-        if norm is None:
-            return None
-        if not isinstance(norm, LayerNorm):  # an RMS norm has a weight, too
-            raise TypeError(
-                "norm_before and norm_after must be a fastmha.LayerNorm or None, "
-                f"got {type(norm).__name__}"
-            )
-        return norm.weight, norm.bias, norm.eps
+    def _fused(self) -> tuple[Float32, Float32 | None, float]:
+        return self.weight, self.bias, self.eps
 
     def _own_shapes(self) -> dict[str, Shape]:
         return {name: array.shape for name, array in self._own_state().items()}
@@ -214,6 +207,74 @@ class LayerNorm(Module):
     def __repr__(self) -> str:
         bias = ", bias=False" if self.bias is None else ""
         return f"LayerNorm({self.weight.size}, eps={self.eps:g}{bias})"
+
+
+class RMSNorm(Module):
+    """:func:`fastmha.rms_norm` with its weight.
+
+    Parameters
+    ----------
+    dim : int
+        Width of a row.
+    eps : float, default 1e-6
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> fm.RMSNorm(2, eps=0.0)(np.array([[3, 3]], np.float32))
+    array([[1., 1.]], dtype=float32)
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        check_size("RMSNorm", dim=dim)
+        self.eps = float(eps)
+        self.weight = np.ones(dim, np.float32)
+
+    def __call__(self, x: Float32, *, residual: Float32 | None = None) -> Float32:
+        """norm(x + residual) for x (..., dim)."""
+        return _core.rms_norm(x, self.weight, self.eps, residual, None)
+
+    def _fused(self) -> tuple[Float32, float]:
+        return self.weight, self.eps
+
+    def _own_shapes(self) -> dict[str, Shape]:
+        return {"weight": self.weight.shape}
+
+    def _own_state(self) -> dict[str, Float32]:
+        return {"weight": self.weight.copy()}
+
+    def _set_own(self, state: dict[str, Float32]) -> None:
+        self.weight = np.array(state["weight"])
+
+    def _draw_own(self, rng: np.random.Generator) -> dict[str, Float32]:
+        return {"weight": np.ones_like(self.weight)}
+
+    def __repr__(self) -> str:
+        return f"RMSNorm({self.weight.size}, eps={self.eps:g})"
+
+
+Norm: TypeAlias = LayerNorm | RMSNorm
+FusedNorm: TypeAlias = tuple[Float32, Float32 | None, float] | tuple[Float32, float]
+
+
+def fused(norm: Norm | None) -> FusedNorm | None:
+    """What an operation needs that normalises on its way."""
+    if norm is None:
+        return None
+    if not isinstance(norm, LayerNorm | RMSNorm):
+        raise TypeError(
+            "norm_before and norm_after must be a fastmha.RMSNorm, fastmha.LayerNorm or None, "
+            f"got {type(norm).__name__}"
+        )
+    return norm._fused()
+
+
+NORMS = ("layer_norm", "rms_norm")
+
+
+def norm_of(kind: str, dim: int, eps: float, *, bias: bool) -> Norm:
+    """A norm by its name; an RMS norm has no bias."""
+    return RMSNorm(dim, eps) if kind == "rms_norm" else LayerNorm(dim, eps, bias=bias)
 
 
 class Embedding(Module):
