@@ -874,7 +874,7 @@ def test_readme_section_is_generated():
     lost = run.results[3].name
     assert lost in text[text.index("Slower than a rival in 1 of the") :]
     assert "missed: " in text
-    sentences, starts = text.index("all-MiniLM-L6-v2, 1 text of"), text.index("first embedding")
+    sentences, starts = text.index("| all-MiniLM-L6-v2, 1 text of"), text.index("| first embedding")
     assert text.index("| gelu 4096 x 3072 |") < sentences < starts
     assert "CTranslate2 | best rival" in text[text.index("| gelu 4096 x 3072 |") :]
     assert "CTranslate2 | best rival" not in text[: text.index("| gelu 4096 x 3072 |")]

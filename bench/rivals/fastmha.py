@@ -9,8 +9,9 @@ from typing import Any
 import fastmha as fm
 import numpy as np
 from fastmha.config import read_json
-from fastmha.decoding import EncoderDecoder, GenerationSettings, Hypothesis, generate
+from fastmha.decoding import GenerationSettings, Hypothesis, generate
 from fastmha.families.marian import MARIAN
+from fastmha.nn.encoder_decoder import EncoderDecoder
 from fastmha.tensors import Tensors
 
 from bench import problems
