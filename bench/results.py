@@ -35,10 +35,10 @@ class Target:
     numpy: float | None = None
     share: float | None = None  # of the limit
     seconds: float | None = None
-    best: float | None = None  # times as fast as the fastest rival in float32
     of_peak: float | None = None  # of the multiply-add peak, whatever the limit is
     way: str | None = None  # PyTorch's way that is meant, where it is not the fastest
     ctranslate2: float | None = None
+    best: float | None = None  # times as fast as the fastest rival in float32
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from bench.results import FIRST_EMBEDDING, OURS, Result, Run
 from bench.rivals import LESS_PRECISE
 
 RIVALS = {rival: name for rival, name in words.NAMES.items() if rival != OURS}
-# Its rivals are others, and it is measured in tokens per second: a table of its own.
-GENERATION = "generate"
+# Their rivals are others: tables of their own.
+SENTENCES, GENERATION = "encode", "generate"
 BEGIN, END = "<!-- python -m bench.report ... --readme -->", "<!-- end of what bench wrote -->"
 # What the section shows, of all workloads: one of each kind, and the ends of each scale.
 SHOWN = (
@@ -39,15 +39,16 @@ SHOWN = (
     "DecoderBlock 768/12/3072, 1 x 128",
 )
 
+SENTENCES_INTRO = (
+    "Sentence embeddings: the real all-MiniLM-L6-v2, token ids in, embeddings out; rivals sort, "
+    "group and pad as suits them best. Below, a process from its start to its first embedding, and "
+    "the memory that it took."
+)
 GENERATION_INTRO = (
     "Translation, token by token: a Transformer-base (Marian's: 6 + 6 layers, 512 wide, 8 heads, "
     "2048, vocabulary 32,000) of random weights, the same for everybody, and the same answers. The "
     "best rival is the best of those in float32; the answers of int8 are others."
 )
-
-
-# Sentence embeddings have a table of their own, where they were measured.
-SENTENCES = "encode"
 
 
 def section(run: Run) -> str:
@@ -58,12 +59,14 @@ def section(run: Run) -> str:
             f"README: the run lacks {len(absent)} of the {len(SHOWN)} workloads that are shown, "
             f"such as {absent[0]!r}; measure all suites, or give the parts of the run together"
         )
-    generated = [result for result in run.measured if result.suite == GENERATION]
     everybody = _present(run.measured)
     lines = [_intro(run, everybody), "", *_table([by_name[n] for n in SHOWN if n in by_name])]
-    sentences = [result for result in run.measured if result.suite == SENTENCES]
+    sentences, generated = (
+        [result for result in run.measured if result.suite == suite]
+        for suite in (SENTENCES, GENERATION)
+    )
     if sentences:
-        lines += ["", *_table(sentences)]
+        lines += ["", SENTENCES_INTRO, "", *_table(sentences)]
     if run.startup:
         lines += ["", *_starts(run)]
     if generated:

@@ -1,9 +1,4 @@
-"""CTranslate2, which runs whole models alone: encoders converted from transformers' checkpoints,
-translation models by its own loader for MarianMTModel.
-
-It keeps its own lengths and skips the padding in linear layers; inputs are padded arrays, or lists,
-of its own kind, made before the clock starts.
-"""
+"""CTranslate2, its models converted from transformers' by its own loaders."""
 
 import tempfile
 from collections.abc import Callable
@@ -13,51 +8,85 @@ from typing import Any
 
 import ctranslate2
 import numpy as np
+from ctranslate2.converters.transformers import MarianMTLoader, TransformersConverter
 
 from bench import problems
 from bench.marian import EOS, Marian
 from bench.rivals import Call, Calls
+from bench.rivals import transformers as origin
 
 NAME = "ctranslate2"
 UNKNOWN = 1  # the source never holds it
+
 _threads = 1
 
 
 def version() -> str:
-    return str(ctranslate2.__version__)
+    return ctranslate2.__version__
 
 
 def prepare(threads: int) -> None:
     global _threads
     _threads = threads
+    origin.prepare(threads)
+
+
+def words(network: Marian) -> list[str]:
+    """A vocabulary, which there must be: padding has no place in it."""
+    tokens = [str(number) for number in range(network.pad)]
+    tokens[EOS], tokens[UNKNOWN] = "</s>", "<unk>"
+    return tokens
+
+
+@lru_cache(maxsize=2)
+def translator_of(network: Marian, compute_type: str) -> Any:
+    """TransformersConverter wants a tokenizer on the disk; what it does with a model is here."""
+    loader = MarianMTLoader()
+    spec = loader.get_model_spec(origin.model_of(network))
+    loader.set_vocabulary(spec, words(network))
+    spec.config.eos_token = spec.config.decoder_start_token = "</s>"
+    spec.config.unk_token, spec.config.add_source_eos = "<unk>", False
+    spec.validate()
+    spec.optimize(quantization=None)
+    with tempfile.TemporaryDirectory() as folder:
+        spec.save(folder)
+        return ctranslate2.Translator(
+            folder, device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=_threads
+        )
 
 
 def calls(problem: problems.Problem, compute_type: str = "float32") -> Calls:
-    match problem:
-        case problems.Sentences() if compute_type == "float32":
-            return _sentences(problem)
-        case problems.Generation():
-            return _generation(problem, compute_type)
-    raise NotImplementedError(type(problem).__name__)
+    if isinstance(problem, problems.Sentences):
+        return _sentences(problem, compute_type)
+    if not isinstance(problem, problems.Generation):
+        raise NotImplementedError
+    p = problem
+    translator, vocabulary = translator_of(p.network, compute_type), words(p.network)
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    sources = [[vocabulary[token] for token in source] for source in p.sources]
+    # the end token never wins, so it is not forbidden: that would cost a step more
+    options = {"beam_size": p.beam_size, "max_decoding_length": p.count}
+
+    def as_ids(results: Any) -> Any:
+        return np.array([[ids[word] for word in result.hypotheses[0]] for result in results])
+
+    return {"": Call(lambda: translator.translate_batch(sources, **options), as_ids)}
+
+
+# ---- texts ---------------------------------------------------------------------------------------
 
 
 def convert(directory: Path, output: Path) -> None:
-    """Its own form of a checkpoint of transformers; needs transformers and torch."""
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError:
-        raise NotImplementedError("models are converted from transformers, not here") from None
-    converter = ctranslate2.converters.TransformersConverter(str(directory))
-    converter.convert(str(output), force=True)
+    """Write its own form of a checkpoint of transformers."""
+    TransformersConverter(str(directory)).convert(str(output), force=True)
 
 
 @cache
-def _encoder(directory: Path) -> Any:
+def _encoder(directory: Path, compute_type: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         convert(directory, Path(folder))
         return ctranslate2.Encoder(
-            folder, device="cpu", compute_type="float32", intra_threads=_threads
+            folder, device="cpu", compute_type=compute_type, intra_threads=_threads
         )
 
 
@@ -70,8 +99,10 @@ def pooled(states: Any, lengths: problems.Array) -> problems.Array:
     return np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True))
 
 
-def _sentences(p: problems.Sentences) -> Calls:
-    encoder = _encoder(p.directory)
+def _sentences(p: problems.Sentences, compute_type: str) -> Calls:
+    """Padded arrays of its own kind, made before the clock starts; with their lengths it skips the
+    padding in linear maps."""
+    encoder = _encoder(p.directory, compute_type)
 
     def way(groups: list[problems.Group]) -> Callable[[], Any]:
         view = ctranslate2.StorageView.from_array
@@ -88,48 +119,3 @@ def _sentences(p: problems.Sentences) -> Calls:
         return run
 
     return {words: way(groups) for words, groups in p.groupings.items()}
-
-
-def words(network: Marian) -> list[str]:
-    """A vocabulary, which there must be: padding has no place in it."""
-    tokens = [str(number) for number in range(network.pad)]
-    tokens[EOS], tokens[UNKNOWN] = "</s>", "<unk>"
-    return tokens
-
-
-@lru_cache(maxsize=2)
-def translator_of(network: Marian, compute_type: str) -> Any:
-    """TransformersConverter wants a tokenizer on the disk; what it does with a model is here."""
-    try:
-        from ctranslate2.converters.transformers import MarianMTLoader
-
-        from bench.rivals import transformers as origin
-    except ImportError:
-        raise NotImplementedError("models are converted from transformers, not here") from None
-    origin.prepare(_threads)
-    loader = MarianMTLoader()
-    spec = loader.get_model_spec(origin.model_of(network))
-    loader.set_vocabulary(spec, words(network))
-    spec.config.eos_token = spec.config.decoder_start_token = "</s>"
-    spec.config.unk_token, spec.config.add_source_eos = "<unk>", False
-    spec.validate()
-    spec.optimize(quantization=None)
-    with tempfile.TemporaryDirectory() as folder:
-        spec.save(folder)
-        return ctranslate2.Translator(
-            folder, device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=_threads
-        )
-
-
-def _generation(problem: problems.Generation, compute_type: str) -> Calls:
-    p = problem
-    translator, vocabulary = translator_of(p.network, compute_type), words(p.network)
-    ids = {word: number for number, word in enumerate(vocabulary)}
-    sources = [[vocabulary[token] for token in source] for source in p.sources]
-    # the end token never wins, so it is not forbidden: that would cost a step more
-    options = {"beam_size": p.beam_size, "max_decoding_length": p.count}
-
-    def as_ids(results: Any) -> Any:
-        return np.array([[ids[word] for word in result.hypotheses[0]] for result in results])
-
-    return {"": Call(lambda: translator.translate_batch(sources, **options), as_ids)}

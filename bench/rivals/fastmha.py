@@ -10,8 +10,8 @@ import fastmha as fm
 import numpy as np
 from fastmha.config import read_json
 from fastmha.decoding import GenerationSettings, Hypothesis, generate
-from fastmha.families import EncoderDecoder
 from fastmha.families.marian import MARIAN
+from fastmha.nn.encoder_decoder import EncoderDecoder
 from fastmha.tensors import Tensors
 
 from bench import problems
