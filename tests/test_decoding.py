@@ -1,8 +1,12 @@
 """Decoding over tables of random logits: batches, streams, samples, scores, settings, errors."""
 
+import doctest
+import functools
+import importlib
 import itertools
 import json
 
+import fastmha as fm
 import numpy as np
 import pytest
 from decoders import EOS, PAD, START, VOCABULARY, Table
@@ -138,6 +142,78 @@ def test_longer_prefixes_that_come_later():
     assert targets(Table(), iter(sources), how, prefixes=iter(prefixes), batch_size=4) == expected
 
 
+@functools.cache
+def transformer():
+    """A network of this package whose targets end at all lengths."""
+    network = fm.Transformer(
+        50,
+        VOCABULARY,
+        d_model=32,
+        num_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        d_ff=48,
+        max_positions=40,
+        seed=2,
+    )
+    state = network.state_dict()
+    state["output.weight"] = state["output.weight"] * 9
+    state["tgt_embedding.weight"] = state["tgt_embedding.weight"] * 3
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_networks_target_does_not_depend_on_batch_and_threads(search, num_threads):
+    """Bit for bit: through encoder, caches that sources join and leave, and search."""
+    sources = some_sources(30)
+    prefixes = [[8, 9, 10][: n % 4] for n in range(30)]
+    how = settings(max_new_tokens=12, **SEARCHES[search])
+    num_threads(1)
+    expected = targets(transformer(), sources, how, prefixes=prefixes, batch_size=1)
+    assert len({len(ids) for hypotheses in expected for ids, _ in hypotheses}) > 3
+    for batch_size, threads in ((3, 1), (8, 2), (64, 2)):
+        num_threads(threads)
+        found = targets(transformer(), sources, how, prefixes=prefixes, batch_size=batch_size)
+        assert found == expected
+    if not how.do_sample:
+        found = targets(transformer(), sources[::-1], how, prefixes=prefixes[::-1], batch_size=5)
+        assert found[::-1] == expected
+
+
+def test_a_networks_stream_is_its_target():
+    how = settings(max_new_tokens=9)
+    for source in some_sources(5):
+        ((expected,),) = generate(transformer(), [source], how)
+        assert list(stream(transformer(), source, how)) == expected.ids.tolist()
+
+
+def test_a_networks_scores_do_not_depend_on_the_batch():
+    """Bit for bit, empty targets and targets of one token, too."""
+    rng = np.random.default_rng(0)
+    pairs = [(s, rng.integers(3, VOCABULARY, n % 5)) for n, s in enumerate(some_sources(20))]
+    together = list(score(transformer(), pairs, settings()))
+    for chosen in ([0], [5, 10], [3, 1], list(range(0, 20, 5)), list(range(19, -1, -1))):
+        again = score(transformer(), [pairs[n] for n in chosen], settings())
+        for n, found in zip(chosen, again, strict=True):
+            assert found.log_probs.tobytes() == together[n].log_probs.tobytes()
+            assert found.total == together[n].total
+
+
+@pytest.mark.parametrize("search", ["greedy", "beam"])
+def test_a_networks_targets_score_what_they_were_given(search):
+    """Step by step with caches, and teacher forced at once."""
+    how = settings(max_new_tokens=30, **SEARCHES[search])
+    sources = some_sources(40)
+    best = [found[0] for found in generate(transformer(), sources, how, with_scores=True)]
+    best = [(s, h) for s, h in zip(sources, best, strict=True) if len(h.ids) < 30]
+    assert len(best) > 3
+    found = score(transformer(), [(source, h.ids) for source, h in best], how)
+    for (_, hypothesis), given_score in zip(best, found, strict=True):
+        count = len(given_score.log_probs)
+        assert hypothesis.score * count == pytest.approx(given_score.total, abs=1e-4)
+
+
 # ---- prefixes and lengths -----------------------------------------------------------------------
 
 
@@ -179,6 +255,20 @@ def test_greatest_lengths(beams):
     assert longest(positions=5, max_new_tokens=5) == 5
     assert longest(positions=5, max_length=60) == 5
     assert longest(positions=5, prefix=[5, 6]) == 5
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_targets_that_end_at_once_or_with_the_last_token_they_may_have(beams):
+    class Ends(Table):
+        def row(self, source, prefix):
+            row = np.zeros(VOCABULARY, np.float32)
+            row[EOS if len(prefix) == int(source[0, 0]) else 4] = 30.0
+            return row
+
+    how = settings(num_beams=beams, max_new_tokens=3)
+    found = list(generate(Ends(), [[1], [2], [3], [4]], how, with_scores=True))
+    assert [h[0].ids.tolist() for h in found] == [[], [4], [4, 4], [4, 4, 4]]
+    assert all(abs(h[0].score) < 1e-6 for h in found)
 
 
 # ---- streams ------------------------------------------------------------------------------------
@@ -608,3 +698,10 @@ def test_no_rules_are_false():
     assert not rules_for(settings(), VOCABULARY)
     assert rules_for(settings(bad_words_ids=[[PAD]]), VOCABULARY).only_bans
     assert not rules_for(settings(bad_words_ids=[[EOS]]), VOCABULARY), "the end is no bad word"
+
+
+@pytest.mark.parametrize("module", ["scheduler", "scoring", "settings"])
+def test_examples_run(module):
+    found = doctest.testmod(importlib.import_module(f"fastmha.decoding.{module}"))
+    assert found.attempted
+    assert not found.failed

@@ -73,6 +73,20 @@ def generate(
     ------
     ValueError, TypeError
         Settings that do not fit the network, a source or a prefix that it cannot read.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> from fastmha.decoding import GenerationSettings, generate
+    >>> network = fm.Transformer(
+    ...     20, 30, d_model=32, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, d_ff=64
+    ... )
+    >>> settings = GenerationSettings(decoder_start_token_id=1, eos_token_id=2, num_beams=3)
+    >>> settings = settings.replace(max_new_tokens=4)
+    >>> for hypotheses in generate(network, [[5, 6, 2], [7, 2]], settings):
+    ...     print(hypotheses[0].ids.dtype, len(hypotheses[0].ids) <= 4)
+    int64 True
+    int64 True
     """
     if batch_size < 1:
         raise ValueError(f"generate: batch_size must be at least 1, got {batch_size}")
@@ -96,6 +110,18 @@ def stream(
     ------
     ValueError
         Beams, which take back what they chose; more than one sample; and as for :func:`generate`.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> from fastmha.decoding import GenerationSettings, stream
+    >>> network = fm.Transformer(
+    ...     20, 30, d_model=32, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, d_ff=64
+    ... )
+    >>> settings = GenerationSettings(decoder_start_token_id=1, eos_token_id=2, max_new_tokens=4)
+    >>> tokens = list(stream(network, [5, 6, 2], settings))
+    >>> len(tokens) <= 4
+    True
     """
     if settings.num_beams > 1 or settings.num_return_sequences > 1:
         raise ValueError(
