@@ -57,6 +57,7 @@ class Workload:
     axis: tuple[str, int] | None = None  # of the workloads that make a curve: its name and place
     bound: str = "either"  # see `Result.bound`
     rivals: tuple[str, ...] | None = None  # not all of them
+    absent: str | None = None  # why it cannot be measured here: something is not installed
     work: tuple[int, str] | None = None  # so many of what a user counts by: 32 tokens
 
 

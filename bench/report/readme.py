@@ -1,12 +1,12 @@
 """The README's section of numbers, made from a run: nothing in it is typed by hand."""
 
 from bench.report import words
-from bench.results import OURS, Result, Run
+from bench.results import FIRST_EMBEDDING, OURS, Result, Run
 from bench.rivals import LESS_PRECISE
 
 RIVALS = {rival: name for rival, name in words.NAMES.items() if rival != OURS}
-# Its rivals are others, and it is measured in tokens per second: a table of its own.
-GENERATION = "generate"
+# Their rivals are others: tables of their own.
+SENTENCES, GENERATION = "encode", "generate"
 BEGIN, END = "<!-- python -m bench.report ... --readme -->", "<!-- end of what bench wrote -->"
 # What the section shows, of all workloads: one of each kind, and the ends of each scale.
 SHOWN = (
@@ -39,6 +39,11 @@ SHOWN = (
     "DecoderBlock 768/12/3072, 1 x 128",
 )
 
+SENTENCES_INTRO = (
+    "Sentence embeddings: the real all-MiniLM-L6-v2, token ids in, embeddings out; rivals sort, "
+    "group and pad as suits them best. Below, a process from its start to its first embedding, and "
+    "the memory that it took."
+)
 GENERATION_INTRO = (
     "Translation, token by token: a Transformer-base (Marian's: 6 + 6 layers, 512 wide, 8 heads, "
     "2048, vocabulary 32,000) of random weights, the same for everybody, and the same answers. The "
@@ -54,9 +59,16 @@ def section(run: Run) -> str:
             f"README: the run lacks {len(absent)} of the {len(SHOWN)} workloads that are shown, "
             f"such as {absent[0]!r}; measure all suites, or give the parts of the run together"
         )
-    generated = [result for result in run.measured if result.suite == GENERATION]
     everybody = _present(run.measured)
     lines = [_intro(run, everybody), "", *_table([by_name[n] for n in SHOWN if n in by_name])]
+    sentences, generated = (
+        [result for result in run.measured if result.suite == suite]
+        for suite in (SENTENCES, GENERATION)
+    )
+    if sentences:
+        lines += ["", SENTENCES_INTRO, "", *_table(sentences)]
+    if run.startup:
+        lines += ["", *_starts(run)]
     if generated:
         lines += ["", GENERATION_INTRO, "", *_table(generated)]
     below = [_losses(run), "", _missed(run)]
@@ -75,6 +87,18 @@ def _table(results: list[Result]) -> list[str]:
     titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "best rival", "of the limit"]
     lines = [_line(titles), _line(["---"] * len(titles))]
     return lines + [_line(_cells(result, rivals)) for result in results]
+
+
+def _starts(run: Run) -> list[str]:
+    """From the start of a process to its first embedding, one column each."""
+    titles = ["all-MiniLM-L6-v2", *(words.STARTS[record["rival"]] for record in run.startup)]
+    cells = [
+        f"{words.duration(record['seconds'])}, {words.megabytes(record['bytes'])}"
+        for record in run.startup
+    ]
+    cells = [f"**{cells[0]}**" if run.startup[0]["rival"] == OURS else cells[0], *cells[1:]]
+    row = [f"{FIRST_EMBEDDING}: time, memory", *cells]
+    return [_line(titles), _line(["---"] * len(titles)), _line(row)]
 
 
 def _failed(run: Run, name: str) -> bool:

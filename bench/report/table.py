@@ -66,6 +66,7 @@ def print_all(run: Run) -> None:
         _print_rows(run)
     _print_targets(run)
     _print_processes(run)
+    _print_startup(run)
     _print_summary(run)
 
 
@@ -125,6 +126,14 @@ def _print_processes(run: Run) -> None:
         cost = record["beside"] / record["alone"] - 1
         alone, beside = words.duration(record["alone"]), words.duration(record["beside"])
         print(f"beside PyTorch  {record['name']}  alone {alone}, beside {beside} ({cost:+.0%})")
+
+
+def _print_startup(run: Run) -> None:
+    for record in run.startup:
+        print(
+            f"first embedding  {words.STARTS[record['rival']]}  "
+            f"{words.duration(record['seconds'])}, {words.megabytes(record['bytes'])}"
+        )
 
 
 def _print_summary(run: Run) -> None:

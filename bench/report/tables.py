@@ -136,6 +136,27 @@ def processes(run: Run) -> str:
     return "".join(parts)
 
 
+def startup(run: Run) -> str:
+    """Seconds and memory from the start of a process to its first embedding."""
+    ours = next((r["seconds"] for r in run.startup if r["rival"] == OURS), None)
+    rows = []
+    for record in run.startup:
+        seconds, is_ours = record["seconds"], record["rival"] == OURS
+        times = "" if is_ours or ours is None else words.times(seconds / ours)
+        rows.append(
+            _row(
+                [
+                    (words.STARTS[record["rival"]], "ours" if is_ours else ""),
+                    (words.duration(seconds), "number"),
+                    (words.megabytes(record["bytes"]), "number"),
+                    (times, "number"),
+                ]
+            )
+        )
+    header = [("", ""), ("time", "number"), ("memory", "number"), ("time / ours", "number")]
+    return _table(header, rows)
+
+
 def _threads(run: Run) -> str:
     counts = sorted({record["threads"] for record in run.threads})
     found = {(r["name"], r["rival"], r["threads"]): r["median"] for r in run.threads}

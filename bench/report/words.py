@@ -15,6 +15,12 @@ NAMES = {
     "ctranslate2": "CTranslate2",
     "ctranslate2_int8": "CTranslate2 int8",
 }
+# What a process that makes one embedding has to load.
+STARTS = {
+    **NAMES,
+    "torch": "PyTorch, transformers",
+    "numpy": "no model: NumPy, tokenizers, reading the weights",
+}
 
 
 def way(label: str) -> str:
@@ -61,12 +67,18 @@ def error(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
 def verdict(found: Verdict) -> str:
     """What was found against what was wanted."""
     if found.unit == "%":
         return f"{percent(found.found)} {found.what} (target {percent(found.wanted)})"
     if found.unit == "s":
         return f"{duration(found.found)} (target {duration(found.wanted)})"
+    if found.unit == "B":
+        return f"{megabytes(found.found)} (at most {megabytes(found.wanted)})"
     if found.unit == "<x":
         return f"{found.found:.2f}x {found.what} (at most {found.wanted:g}x)"
     return f"{times(found.found)} {found.what.removeprefix('x ')} (target {found.wanted:g}x)"

@@ -1,12 +1,14 @@
-"""CTranslate2, its model converted from transformers' by its own loader for MarianMTModel."""
+"""CTranslate2, its models converted from transformers' by its own loaders."""
 
 import tempfile
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import ctranslate2
 import numpy as np
-from ctranslate2.converters.transformers import MarianMTLoader
+from ctranslate2.converters.transformers import MarianMTLoader, TransformersConverter
 
 from bench import problems
 from bench.marian import EOS, Marian
@@ -54,6 +56,8 @@ def translator_of(network: Marian, compute_type: str) -> Any:
 
 
 def calls(problem: problems.Problem, compute_type: str = "float32") -> Calls:
+    if isinstance(problem, problems.Sentences):
+        return _sentences(problem, compute_type)
     if not isinstance(problem, problems.Generation):
         raise NotImplementedError
     p = problem
@@ -67,3 +71,51 @@ def calls(problem: problems.Problem, compute_type: str = "float32") -> Calls:
         return np.array([[ids[word] for word in result.hypotheses[0]] for result in results])
 
     return {"": Call(lambda: translator.translate_batch(sources, **options), as_ids)}
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+def convert(directory: Path, output: Path) -> None:
+    """Write its own form of a checkpoint of transformers."""
+    TransformersConverter(str(directory)).convert(str(output), force=True)
+
+
+@cache
+def _encoder(directory: Path, compute_type: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        convert(directory, Path(folder))
+        return ctranslate2.Encoder(
+            folder, device="cpu", compute_type=compute_type, intra_threads=_threads
+        )
+
+
+def pooled(states: Any, lengths: problems.Array) -> problems.Array:
+    """The mean over the rows that are no padding, at length 1."""
+    rows = np.asarray(states)
+    if (lengths < rows.shape[1]).any():
+        rows = rows * (np.arange(rows.shape[1]) < lengths[:, None])[:, :, None]
+    mean = rows.sum(1) / lengths[:, None].astype(np.float32)
+    return np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True))
+
+
+def _sentences(p: problems.Sentences, compute_type: str) -> Calls:
+    """Padded arrays of its own kind, made before the clock starts; with their lengths it skips the
+    padding in linear maps."""
+    encoder = _encoder(p.directory, compute_type)
+
+    def way(groups: list[problems.Group]) -> Callable[[], Any]:
+        view = ctranslate2.StorageView.from_array
+        kept = [(g.places, g.ids.astype(np.int32), g.lengths.astype(np.int32)) for g in groups]
+        runs = [(places, view(ids), lengths, view(lengths)) for places, ids, lengths in kept]
+        out = np.empty((len(p.ids), int(p.config["hidden_size"])), np.float32)
+
+        def run(kept: Any = kept) -> Any:  # the views look at these arrays
+            for places, ids, lengths, counts in runs:
+                states = encoder.forward_batch(ids, counts).last_hidden_state
+                out[places] = pooled(states, lengths)
+            return out
+
+        return run
+
+    return {words: way(groups) for words, groups in p.groupings.items()}

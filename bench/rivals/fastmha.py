@@ -10,8 +10,8 @@ import fastmha as fm
 import numpy as np
 from fastmha.config import read_json
 from fastmha.decoding import GenerationSettings, Hypothesis, generate
-from fastmha.families import EncoderDecoder
 from fastmha.families.marian import MARIAN
+from fastmha.nn.encoder_decoder import EncoderDecoder
 from fastmha.tensors import Tensors
 
 from bench import problems
@@ -48,6 +48,11 @@ def calls(problem: problems.Problem) -> Calls:
             return _rows(problem)
         case problems.Block():
             return _block(problem)
+        case problems.Sentences():
+            model = fm.load(problem.directory)
+            assert isinstance(model, fm.EncoderModel)
+            ids = problem.ids
+            return {"": lambda: model.encode_ids(ids, normalize=True)}
         case problems.Generation():
             return _generation(problem)
 
