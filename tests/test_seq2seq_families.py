@@ -138,6 +138,26 @@ def test_as_transformers(tmp_path, model_type, config):
     check(tmp_path, reference)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_attention_weights(tmp_path, model_type):
+    reference = write_checkpoint(tmp_path, model_type)
+    network = load(tmp_path)
+    source, target = sequences(11)[0], sequences(7, first=EOS)[0]
+    found = network.attention_weights(source, target)
+    reference.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = reference(
+            input_ids=torch.from_numpy(source)[None],
+            decoder_input_ids=torch.from_numpy(target)[None],
+            output_attentions=True,
+        )
+    expected = out.encoder_attentions, out.decoder_attentions, out.cross_attentions
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == len(theirs) == 2
+        for weights, maps in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(weights, maps[0].numpy(), rtol=0, atol=1e-4)
+
+
 def test_every_family_is_tested():
     assert OURS.keys() == FAMILIES.keys() == {model_type for model_type, _ in CASES.values()}
 
