@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import assert_same_bits
 from fastmha.decoding import GenerationSettings, generate
-from fastmha.models import TranslationConfig, TranslationModel
+from fastmha.translation_model import TranslationConfig, TranslationModel
 from torch import nn
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
@@ -112,7 +112,7 @@ def sharp(seed=0, **changes):
 
 def translation_model(model, **changes):
     config = TranslationConfig(**(SIZES | changes))
-    return TranslationModel(config, model, None, None)
+    return TranslationModel(config, model, None, config.generation)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -315,7 +315,8 @@ def test_generate_nothing():
         (ValueError, "max_new_tokens must be at least 1", [[5, 2]], {"max_new_tokens": 0}),
         (ValueError, "beam_size must be at least 1", [[5, 2]], {"beam_size": 0}),
         (TypeError, "beam_size must be an int", [[5, 2]], {"beam_size": 2.0}),
-        (ValueError, "half of the target vocabulary", [[5, 2]], {"beam_size": 10}),
+        (TypeError, "num_beams is called beam_size", [[5, 2]], {"num_beams": 2}),
+        (TypeError, "there is no setting 'beams'", [[5, 2]], {"beams": 2}),
         (ValueError, "batch_size must be at least 1", [[5, 2]], {"batch_size": 0}),
     ],
 )
