@@ -34,10 +34,11 @@ FAMILIES = {
 
 
 def write_checkpoint(
-    directory, model_type, *, seed=0, std=0.3, dtype=torch.float32, shards=None, **config
-):
-    """Write a checkpoint of weights that make for sharp logits; returns transformers' model in
-    float32."""
+    directory, model_type, *, seed=0, std=0.3, dtype=torch.float32, shards=None, change=None,
+    **config,
+):  # fmt: skip
+    """Write a checkpoint of weights that make for sharp logits, which `change` may change; returns
+    transformers' model in float32."""
     config_class, model_class, sizes = FAMILIES[model_type]
     torch.manual_seed(seed)
     made = getattr(transformers, config_class)(**{**sizes, **config})
@@ -57,6 +58,8 @@ def write_checkpoint(
                 parameter.mul_(made.d_model**0.5)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)
+        if change is not None:
+            change(model)
     model.to(dtype)
     options = {} if shards is None else {"max_shard_size": shards}
     model.save_pretrained(directory, **options)

@@ -70,6 +70,18 @@ def score(
     ------
     ValueError, TypeError
         Ids that the network cannot read, a target longer than it has positions, no end token.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> from fastmha.decoding import GenerationSettings, score
+    >>> network = fm.Transformer(
+    ...     20, 30, d_model=32, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, d_ff=64
+    ... )
+    >>> settings = GenerationSettings(decoder_start_token_id=1, eos_token_id=2, max_new_tokens=4)
+    >>> (found,) = score(network, [([5, 6, 2], [8, 9])], settings)
+    >>> found.log_probs.shape, bool(found.total < 0)
+    ((3,), True)
     """
     if end and not settings.eos_token_id:
         raise ValueError("score: the settings have no eos_token_id; pass end=False")

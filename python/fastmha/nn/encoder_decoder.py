@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 
 from fastmha._types import Float32, Int64
 from fastmha.nn.blocks import Decoder, Encoder
-from fastmha.nn.decoder_cache import DecoderCache
 from fastmha.nn.layers import Linear
 from fastmha.nn.module import Module, check_size
 from fastmha.nn.ragged import as_integers, check_cu_seqlens
@@ -179,57 +178,36 @@ class EncoderDecoder(Module):
 class Generation:
     """The hypotheses of an :class:`EncoderDecoder`; made by :meth:`EncoderDecoder.start`."""
 
-    __slots__ = ("_beam_size", "_cache", "_capacity", "_first", "_network", "_positions")
+    __slots__ = ("_cache", "_network")
 
     def __init__(
         self, network: EncoderDecoder, sources: int, capacity: int, beam_size: int
     ) -> None:
         self._network = network
-        self._capacity, self._beam_size = capacity, beam_size
-        self._cache: DecoderCache | None = None
-        self._first: tuple[Float32, Int64] | None = None
-        self._positions = np.empty(0, np.int64)  # of each hypothesis: how many tokens it has read
+        self._cache = network.decoder.new_cache(sources, capacity, beam_size=beam_size, empty=True)
 
     def join(self, memory: Float32, cu_seqlens: Int64) -> None:
         """Let new sources join behind those present."""
-        if self._cache is not None:
-            raise NotImplementedError("sources cannot join others yet")
-        count = len(cu_seqlens) - 1
-        self._cache = self._network.decoder.new_cache(
-            count, self._capacity, beam_size=self._beam_size
-        )
-        self._first = memory, cu_seqlens
-        self._positions = np.zeros(count * self._beam_size, np.int64)
+        self._network.decoder.join(self._cache, memory, cu_seqlens)
 
     def logits(self, tokens: Int64) -> Float32:
         """Append one token to every hypothesis; (rows, vocab_size) for the one after it."""
-        assert self._cache is not None
-        network = self._network
-        x = network._embed_target(tokens, self._positions)
-        memory, bounds = self._first or (None, None)
+        network, cache = self._network, self._cache
+        x = network._embed_target(tokens, cache.lengths)
         x = network.decoder(
             x[:, None],  # one position each
-            memory,
-            memory_cu_seqlens=bounds,
-            cache=self._cache,
+            cache=cache,
             relative_bias=network._biases()[1],
         )
-        self._first = None  # its keys and values are in the cache now
-        self._positions += 1
         return network._logits(x[:, 0])
 
     def reorder(self, beam_indices: ArrayLike) -> None:
         """Let hypothesis b continue hypothesis ``beam_indices[b]`` of the same source."""
-        assert self._cache is not None
-        self._cache.reorder(beam_indices)  # positions are those of the source
+        self._cache.reorder(beam_indices)
 
     def select(self, sources: ArrayLike) -> None:
         """Keep the sources at the places `sources`, in rising order, and forget the others."""
-        assert self._cache is not None
         self._cache.select(sources)
-        self._positions = self._positions.reshape(-1, self._beam_size)[
-            np.asarray(sources, np.int64)
-        ].ravel()
 
 
 def _checked(
