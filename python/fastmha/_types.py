@@ -16,5 +16,5 @@ def is_float32(dtype: object) -> bool:
     """Whether `dtype` names float32, in any of NumPy's ways: the name, the type, the dtype."""
     try:
         return np.dtype(dtype) == np.float32  # type: ignore[call-overload, no-any-return]
-    except (TypeError, ValueError):  # not a dtype at all
+    except (TypeError, ValueError, SyntaxError):  # no dtype at all; NumPy parses text with commas
         return False
