@@ -315,6 +315,22 @@ def test_relative_bias(random, q_len, kv_len, reach):
             check(query, key, value, **options, is_causal=True, window=(40, None), softcap=2.0)
 
 
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 50), (5, 9), (40, 50)])
+def test_relative_bias_of_distances_that_do_not_occur_is_never_read(random, q_len, kv_len):
+    query, key, value = random.attention(2, 4, q_len, kv_len, 16)
+    bias = random.normal(4, 401)
+    offsets = np.array([7, -20])
+    expected = fm.scaled_dot_product_attention(
+        query, key, value, relative_bias=bias, query_offset=offsets
+    )
+    bias[:, : 200 - (q_len - 1 + 7)] = np.nan
+    bias[:, 200 + kv_len + 20 :] = np.inf
+    got = fm.scaled_dot_product_attention(
+        query, key, value, relative_bias=bias, query_offset=offsets
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_relative_bias_is_a_mask_by_distance(random):
     """What it means, written out: a float mask whose entry depends on j - i."""
     query, key, value = random.attention(2, 3, 70, 150, 16)

@@ -79,6 +79,7 @@ struct HeadGroup {
   const float* query[kHeads];
   const float* key[kHeads];
   const float* value[kHeads];
+  const float* relative[kHeads];  // RelativeBias::by_key
   float* out[kHeads];
   float* weights[kHeads];
   float* lse[kHeads];

@@ -43,6 +43,8 @@ constexpr int kMaxColumn = (kMaxQueries + kMaxKeys) * kGroup + kLanes;
 struct Scratch {
   float column[kLanes][kMaxColumn];         // columns of Q^T, scaled, and K^T
   float score[kMaxRows][kMaxKeys][kLanes];  // scores, then weights
+  // Relative bias of the heads by i - j, from the last key's up; the row of two queries is two neighbours.
+  float bias[kMaxQueries + kMaxKeys][kGroup];
   float max[kMaxRows][kLanes];
   float sum[kMaxRows][kLanes];
   float inverse[kMaxRows][kLanes];
@@ -299,6 +301,25 @@ void compute_scores(const HeadGroup& group, const HeadGroup* next, int64_t rows,
   }
 }
 
+// bias[i - j + kv_len - 1][head] <- log2(e) * the head's bias of query i and key j, one query past the last included.
+void load_biases(const HeadGroup& group, Scratch& s) {
+  const AttentionHead& head = group.shared;
+  const int64_t reach = head.relative.reach, distances = head.q_len + head.kv_len;
+  for (int64_t at = 0; at < distances; ++at) {
+    const int64_t distance = smaller(larger(head.kv_len - 1 - at - head.offset, -reach), reach);
+    for (int h = 0; h < kGroup; ++h) {
+      s.bias[at][h] = kLog2e * group.relative[h < group.count ? h : 0][distance];
+    }
+  }
+}
+
+void add_biases(int64_t keys, int64_t row, Scratch& s) {
+  for (int64_t key = 0; key < keys; ++key) {
+    float* at = s.score[row][key];
+    (Vec::load(at) + Vec::load(s.bias[row * kQueries - key + keys - 1])).store(at);
+  }
+}
+
 // Scores of keys that a lane's query does not see become -infinity.
 void hide_scores(const AttentionHead& head, int64_t row, Scratch& s) {
   int64_t low[kQueries], high[kQueries];
@@ -380,8 +401,11 @@ void run_group(const HeadGroup& group, const HeadGroup* next, float* scratch) {
   const int64_t rows = (head.q_len + kQueries - 1) / kQueries;
   // Both bounds grow with the query.
   const bool hides = low_of(head, head.q_len - 1) > 0 || high_of(head, 0) < head.kv_len;
+  const bool biased = head.relative.by_key != nullptr;
   compute_scores(group, next, rows, s);
+  if (biased) load_biases(group, s);
   for (int64_t row = 0; row < rows; ++row) {
+    if (biased) add_biases(head.kv_len, row, s);
     if (hides) hide_scores(head, row, s);
     softmax_row(head.kv_len, row, s);
   }

@@ -24,6 +24,8 @@ struct AttentionPlan {
   const int64_t* query_offsets = nullptr;
   const float* slopes = nullptr;
   int64_t slope_sequence_stride = 0, slope_head_stride = 0;
+  // The distances i + offset - j that occur, as far as the relative bias tells them apart.
+  int64_t least_distance = 0, largest_distance = 0;
   int64_t relative_head_stride = 0;  // of shared.relative.by_key
   int64_t relative_row_floats = 0;   // of shared.relative.by_query
   int64_t mask_sequence_stride = 0, mask_head_stride = 0;

@@ -22,7 +22,7 @@ constexpr int64_t kFewestHeads = 3;
 
 // Where the arrays of a head begin.
 struct Place {
-  const float *query, *key, *value;
+  const float *query, *key, *value, *relative;
   float *out, *weights, *lse;
 };
 
@@ -53,6 +53,7 @@ class Heads {
       group.query[group.count] = place_.query;
       group.key[group.count] = place_.key;
       group.value[group.count] = place_.value;
+      group.relative[group.count] = place_.relative;
       group.out[group.count] = place_.out;
       group.weights[group.count] = place_.weights;
       group.lse[group.count] = place_.lse;
@@ -73,7 +74,7 @@ class Heads {
     }
     if (left_ == 0) return;
     const AttentionHead head = plan_.head(n_, h);
-    place_ = {head.query, head.key, head.value, head.out, head.weights, head.lse};
+    place_ = {head.query, head.key, head.value, head.relative.by_key, head.out, head.weights, head.lse};
     q_len_ = head.q_len;
     kv_len_ = head.kv_len;
     offset_ = head.offset;
@@ -91,6 +92,7 @@ class Heads {
       return;
     }
     place_.query += plan_.query.head;
+    if (place_.relative) place_.relative += plan_.relative_head_stride;
     place_.out += plan_.out.head;
     if (--to_next_kv_head_ == 0) {
       to_next_kv_head_ = plan_.group();
@@ -134,7 +136,7 @@ bool takes_short(const AttentionPlan& plan, const ShortKernels& kernels, int64_t
   const bool alike = !plan.cu_seqlens_q && !plan.key_lengths && !plan.query_offsets;
   return (alike ? plan.batch : 1) * plan.heads >= kFewestHeads && plan.q_len_of(n) <= kernels.max_queries &&
          plan.kv_len_of(n) <= kernels.max_keys && plan.shared.mask_kind == MaskKind::kNone &&
-         plan.shared.softcap == 0 && plan.slopes == nullptr && plan.shared.relative.by_key == nullptr;
+         plan.shared.softcap == 0 && plan.slopes == nullptr;
 }
 
 void run_short_here(const AttentionPlan& plan, const ShortKernels& kernels, int64_t first, int64_t last,

@@ -18,9 +18,10 @@ struct Problem {
   std::vector<float> query, key, value, out, weights, lse;
   std::vector<float> biases, turned;  // the relative bias in both orders
   AttentionHead head;
+  uint32_t seed;
 
-  Problem(int64_t q_len_, int64_t kv_len_, int64_t head_dim_, int64_t value_dim_, uint32_t seed = 0)
-      : q_len(q_len_), kv_len(kv_len_), head_dim(head_dim_), value_dim(value_dim_) {
+  Problem(int64_t q_len_, int64_t kv_len_, int64_t head_dim_, int64_t value_dim_, uint32_t seed_ = 0)
+      : q_len(q_len_), kv_len(kv_len_), head_dim(head_dim_), value_dim(value_dim_), seed(seed_) {
     Random random(seed);
     query = random.normals(q_len * head_dim);
     key = random.normals(kv_len * head_dim);
@@ -48,8 +49,7 @@ struct Problem {
   // Biases by distance up to `reach`, as AttentionPlan lays them out for panels of bq queries: exactly as long as the
   // distances that occur.
   void add_relative_bias(int64_t reach, int bq) {
-    Random random(static_cast<uint32_t>(reach));
-    biases = random.normals(2 * reach + 1);
+    biases = Random(seed + static_cast<uint32_t>(reach)).normals(2 * reach + 1);
     RelativeBias& relative = head.relative;
     relative.by_key = biases.data() + reach;
     relative.reach = reach;
@@ -139,6 +139,7 @@ void run_group(const ShortKernels& kernels, std::vector<Problem>& problems, bool
     group.query[h] = head.query;
     group.key[h] = head.key;
     group.value[h] = head.value;
+    group.relative[h] = head.relative.by_key;
     group.out[h] = head.out;
     group.weights[h] = head.weights;
     group.lse[h] = head.lse;
@@ -204,6 +205,28 @@ TEST(short_windows_and_offsets) {
           }
           CHECK(agrees_with_panels(isa, problems), isa->name, " offset ", offset, " left ", left, " right ",
                 right);
+        }
+      }
+    }
+  }
+}
+
+TEST(short_relative_bias) {
+  for (const Isa* isa : runnable_isas()) {
+    for (int64_t q_len : {1, 2, 5, 13, 14}) {
+      for (int64_t kv_len : {1, 4, 14}) {
+        for (int64_t reach : {0, 1, 3, 40}) {
+          for (int64_t offset : {-1000, -20, -3, 0, 2, 30, 1000}) {
+            std::vector<Problem> problems =
+                make_group(isa->short_sequences->group - 1, q_len, kv_len, 20, 33);
+            for (Problem& problem : problems) {
+              problem.head.offset = offset;
+              if (reach == 3) problem.head.left = 2;
+              problem.add_relative_bias(reach, isa->panel->bq);
+            }
+            CHECK(agrees_with_panels(isa, problems), isa->name, " q_len ", q_len, " kv_len ", kv_len,
+                  " reach ", reach, " offset ", offset);
+          }
         }
       }
     }
