@@ -9,11 +9,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 VOCAB = 97
 SIZES = {
-    **{"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 3},
-    **{"num_attention_heads": 4, "intermediate_size": 72, "max_position_embeddings": 210},
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,
+    "max_position_embeddings": 210,
 }
 DISTIL_SIZES = {
-    **{"vocab_size": VOCAB, "dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 72},
+    "vocab_size": VOCAB,
+    "dim": 48,
+    "n_layers": 3,
+    "n_heads": 4,
+    "hidden_dim": 72,
     "max_position_embeddings": 210,
 }
 # model_type -> names of transformers' classes, and the sizes

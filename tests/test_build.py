@@ -18,7 +18,7 @@ PACKAGE = Path(fm.__file__).parent
 # What a kernel object may define for others: one table per file and instruction set.
 TABLES = {
     f"fastmha_{part}_{isa}"
-    for part in ("decode", "gemm", "panel", "rowwise", "short")
+    for part in ("decode", "gemm", "panel", "rowwise", "short", "top_k")
     for isa in ("generic", "avx2", "avx512")
 }
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checkpoints import write_checkpoint
 from conftest import Random, assert_same_bits
-from fastmha import embed_files
+from fastmha import embed_files, growing_file
 from fastmha.embed_files import FORMATS, JsonLinesFile, NpyFile, json_lines, npy_header
 
 FORMS = ["npy", "jsonl", pytest.param("parquet", marks=pytest.mark.parquet)]
@@ -317,6 +317,30 @@ def test_from_python(tmp_path, model, form):
         model.encode_to_file([1], tmp_path / f"b.{form}")
 
 
+@pytest.mark.parquet
+def test_row_groups(tmp_path, monkeypatch):
+    """Parquet stores many blocks together: readers take a group at a time."""
+    from pyarrow import parquet
+
+    monkeypatch.setattr("fastmha.embed_files.ROW_GROUP", 100)
+    texts = varied(330)
+    rows = Random(0).normal(330, 4)
+    for count in (0, 60, 100, 130, 200, 330):
+        path = tmp_path / f"{count}.parquet"
+        with FORMATS["parquet"](path, 4, "a") as out:
+            for first in range(0, count, 30):
+                part = slice(first, min(count, first + 30))
+                out.append(texts[part], rows[part])
+            out.finish()
+        file = parquet.ParquetFile(path)
+        groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+        assert groups == [100] * (count // 100) + [count % 100] * (count % 100 > 0)
+        table = file.read()
+        assert table["text"].to_pylist() == texts[:count]
+        found = np.array(table["embedding"].to_pylist(), np.float32).reshape(count, 4)
+        assert_same_bits(found, rows[:count])
+
+
 def test_npy_headers():
     for rows in (0, 9, 10**18):
         header = npy_header(rows, 384)
@@ -374,7 +398,7 @@ def test_a_file_finished_between_open_and_lock_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     npy, row = embed_files.FORMATS["npy"], np.ones((1, 3), np.float32)
-    path, flock = tmp_path / "out.npy", embed_files.fcntl.flock
+    path, flock = tmp_path / "out.npy", growing_file.fcntl.flock
     owner = npy(path, 3, "job")
     owner.append(["a"], row)
 
@@ -383,7 +407,7 @@ def test_a_file_finished_between_open_and_lock_stays(
         owner.__exit__()
         flock(stream, how)
 
-    monkeypatch.setattr(embed_files.fcntl, "flock", finish_first)
+    monkeypatch.setattr(growing_file.fcntl, "flock", finish_first)
     with pytest.raises(BlockingIOError, match="finished or replaced"):
         npy(path, 3, "job")
     assert np.load(path).shape == (1, 3)

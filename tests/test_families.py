@@ -186,8 +186,11 @@ def test_configs_of_old_checkpoints(tmp_path):
     )
     rewrite_config(
         tmp_path,
-        **{"layer_types": None, "rope_parameters": None, "global_attn_every_n_layers": 2},
-        **{"global_rope_theta": 3000.0, "local_rope_theta": 30.0},
+        layer_types=None,
+        rope_parameters=None,
+        global_attn_every_n_layers=2,
+        global_rope_theta=3000.0,
+        local_rope_theta=30.0,
         position_embedding_type="absolute",
     )
     check(tmp_path, reference, random_sequences(5, 70))

@@ -1,7 +1,10 @@
 """Files of sentence-transformers and tokenizers: pooling, lengths, prompts, and what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import fastmha as fm
 import numpy as np
@@ -120,7 +123,12 @@ def test_longest_text(checkpoint):
     (ids,) = model.encode_texts(["W3 w4"])  # lower-cased
     assert ids.tolist() == [0, 3, 4, 2]
     assert model.encode(["w4 " * 5000]).shape == (1, 48)
+    # tokenizer_config.json is asked only where sentence_bert_config.json says nothing
     write_json(checkpoint / "tokenizer_config.json", {"model_max_length": 9})
+    assert fm.load(checkpoint).max_length == 210
+    write_json(checkpoint / "sentence_bert_config.json", {"max_seq_length": 11})
+    assert fm.load(checkpoint).max_length == 11
+    write_json(checkpoint / "sentence_bert_config.json", {"max_seq_length": None})
     assert fm.load(checkpoint).max_length == 9
     config = {"model_max_length": 5, "truncation_side": "left"}
     write_json(checkpoint / "tokenizer_config.json", config)
@@ -228,6 +236,7 @@ def test_broken_tokenizers(checkpoint):
         ({"truncation_side": 5}, "truncation_side must be one of"),
         ({"do_lower_case": "no"}, "do_lower_case must be one of"),
         ({"strip_accents": []}, "strip_accents must be one of"),
+        ({"add_prefix_space": "yes"}, "add_prefix_space must be one of"),
     ):
         write_json(checkpoint / "tokenizer_config.json", config)
         with pytest.raises(ValueError, match=message):
@@ -290,11 +299,117 @@ def test_a_vocabulary_with_other_special_tokens(tmp_path):
         TextTokenizer.from_directory(tmp_path, 5, 8)
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("in_config", [{}, {"add_prefix_space": False}, {"add_prefix_space": True}])
+def test_prefix_space_of_roberta(tmp_path, in_file, in_config):
+    """tokenizer_config.json counts, whatever tokenizer.json says, as in transformers."""
+    from transformers import AutoTokenizer, RobertaTokenizer
+
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcĠ", "Ġa", "ab"]
+    vocabulary = {token: id_ for id_, token in enumerate(tokens)}
+    made = RobertaTokenizer(
+        vocab=vocabulary, merges=[("Ġ", "a"), ("a", "b")], add_prefix_space=in_file
+    )
+    made.save_pretrained(tmp_path)
+    config = {"tokenizer_class": "RobertaTokenizer", **in_config}
+    write_json(tmp_path / "tokenizer_config.json", config)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    ours = TextTokenizer.from_directory(tmp_path, len(tokens), 32)
+    texts = ["a b", " a b", "ab a", "", "abc  ab"]
+    for text, ids in zip(texts, ours(texts), strict=True):
+        assert ids.tolist() == reference(text)["input_ids"], text
+    begins = ours(["a"])[0].tolist()
+    assert begins == [0, 9 if in_config.get("add_prefix_space") else 5, 2]
+
+
+def test_lower_case_as_sentence_transformers(tmp_path):
+    """In front of the tokenizer's own rules, once; nothing is stripped."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    rules = {
+        "none": None,
+        "one": normalizers.NFC(),
+        "several": normalizers.Sequence([normalizers.NFC(), normalizers.Replace("b", "c")]),
+        "lower": normalizers.Lowercase(),
+        "lower last": normalizers.Sequence(
+            [normalizers.Replace("B", "c"), normalizers.Lowercase()]
+        ),
+    }
+    for name, rule in rules.items():
+        tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, " ab": 1, " ac": 2}, "<unk>"))
+        if rule is not None:
+            tokenizer.normalizer = rule
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        ours = TextTokenizer.from_directory(tmp_path, 3, 8, lowercase=True)
+        expected = 2 if name in ("several", "lower last") else 1
+        assert ours([" AB"])[0].tolist() == [expected], name
+        plain = TextTokenizer.from_directory(tmp_path, 3, 8)
+        assert plain([" AB"])[0].tolist() == [2 if name == "lower last" else int(name == "lower")]
+
+
+def test_the_tokenizer_has_as_many_threads(checkpoint):
+    """Those of fm.get_num_threads(), unless the user has said another number."""
+    code = (
+        "import os, fastmha as fm\n"
+        f"model = fm.load({str(checkpoint)!r})\n"
+        "fm.set_num_threads(3)\n"
+        "def threads(): return len(os.listdir('/proc/self/task'))\n"
+        "before = threads()\n"
+        "model.encode_texts(['w3', 'w4'] * 50)\n"
+        "print(threads() - before, os.environ.get('RAYON_NUM_THREADS'))\n"
+    )
+    for asked, expected in ((None, "3 None"), ("5", "5 5")):
+        environment = {n: v for n, v in os.environ.items() if n != "RAYON_NUM_THREADS"}
+        environment |= {} if asked is None else {"RAYON_NUM_THREADS": asked}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
+
+
+def test_ids_instead_of_texts(checkpoint):
+    write_modules(checkpoint, {"pooling_mode": "mean"}, normalize=True)
+    model = fm.load(checkpoint)
+    ids = model.encode_texts(TEXTS)
+    for options in ({}, {"normalize": False}, {"batch_size": 1}, {"batch_tokens": 1}):
+        expected = model.encode(TEXTS, **options)
+        assert_same_bits(model.encode_ids(ids, **options), expected)
+        assert_same_bits(model.encode_ids([i.tolist() for i in ids], **options), expected)
+    assert not model.encode_ids([[]]).any()
+    assert model.encode_ids([]).shape == (0, 48)
+    with pytest.raises(ValueError, match=r"encode_ids: token_ids must be a list of one-dim"):
+        model.encode_ids(np.zeros((1, 1, 3), int))
+    with pytest.raises(TypeError, match=r"encode_ids: token ids must be integers"):
+        model.encode_ids([[0.5]])
+    with pytest.raises(ValueError, match=rf"must lie in 0 \.\. {VOCAB - 1}"):
+        model.encode_ids([[VOCAB]])
+
+
+def test_any_iterator_fills_one_array(checkpoint, monkeypatch):
+    monkeypatch.setattr("fastmha.encoder_model.CHUNK", 4)
+    model = fm.load(checkpoint)
+    texts = [f"w{3 + n % 90}" for n in range(50)]
+    expected = model.encode(texts)
+    for count in (0, 1, 4, 5, 49, 50):
+        found = model.encode(iter(texts[:count]))
+        assert_same_bits(found, expected[:count])
+        assert found.base is None  # no view of something larger
+
+
+def test_attention_is_bounded(checkpoint):
+    model = fm.load(checkpoint)
+    text = "w3 " * 8  # ten tokens, three layers of four heads
+    assert model.attention(text, most_weights=1200).layers[0].shape == (4, 10, 10)
+    with pytest.raises(ValueError, match=r"10 tokens have 1,200 weights .* shorten .* to 9 tokens"):
+        model.attention(text, most_weights=1199)
+
+
 def test_torch_is_not_needed(checkpoint):
     """The reference of the tests is theirs alone."""
-    import subprocess
-    import sys
-
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None)\n"
         f"import fastmha as fm; print(fm.load({str(checkpoint)!r}).encode(['w3 w4']).shape)"

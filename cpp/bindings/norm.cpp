@@ -1,10 +1,11 @@
-// Row-wise operations for Python.
+// Row-wise operations and the largest of each row for Python.
 #include "fastmha/norm.h"
 
 #include <optional>
 
 #include "activation.h"
 #include "arrays.h"
+#include "fastmha/top_k.h"
 #include "module.h"
 #include "rows.h"
 
@@ -107,6 +108,24 @@ py::array exp_py(py::handle x) {
   return run(rows, [&] { exp(rows.x.view, rows.out.view()); });
 }
 
+py::tuple top_k_py(py::handle logits, py::handle k) {
+  const char* op = "top_k";
+  const Input x = rows_input(op, "logits", logits);
+  FASTMHA_CHECK(x.array.ndim() == 2, op, ": logits must have 2 axes, got shape ", shape_text(x.array));
+  const int64_t rows = x.view.shape[0], columns = x.view.shape[1], count = integer(op, "k", k);
+  FASTMHA_CHECK(count >= 1 && count <= columns, op, ": k must be from 1 to the columns of logits, ", columns,
+                ", got ", count);
+  py::array values = result_array({rows, count}), lse = result_array({rows});
+  py::array_t<int64_t> ids({rows, count});
+  const MutableView out(static_cast<float*>(values.mutable_data()), {rows, count});
+  {
+    // The arrays are held by this frame and the caller's, and every check on them is done.
+    py::gil_scoped_release release;
+    top_k(x.view, out, ids.mutable_data(), static_cast<float*>(lse.mutable_data()));
+  }
+  return py::make_tuple(std::move(values), std::move(ids), std::move(lse));
+}
+
 }  // namespace
 
 void bind_norm(py::module_& module) {
@@ -115,6 +134,7 @@ void bind_norm(py::module_& module) {
   module.def("softmax", &softmax_py);
   module.def("activation", &activation_py);
   module.def("exp", &exp_py);
+  module.def("top_k", &top_k_py);
 }
 
 }  // namespace fastmha::python

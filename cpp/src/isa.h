@@ -6,6 +6,7 @@
 #include "../kernels/attention.h"
 #include "../kernels/gemm.h"
 #include "../kernels/rowwise.h"
+#include "../kernels/top_k.h"
 
 namespace fastmha {
 
@@ -17,6 +18,7 @@ struct Isa {
   const ShortKernels* short_sequences;
   const DecodeKernels* decode;
   const RowwiseKernels* rowwise;
+  const TopKKernels* top_k;
 };
 
 // The first row that this CPU supports, or the one that FASTMHA_ISA names. Decided once.

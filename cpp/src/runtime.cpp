@@ -27,12 +27,12 @@ bool has_avx512() {
 const Isa kIsas[] = {
 #if defined(FASTMHA_HAVE_X86_KERNELS)
     {"avx512", has_avx512, &fastmha_gemm_avx512, &fastmha_panel_avx512, &fastmha_short_avx512,
-     &fastmha_decode_avx512, &fastmha_rowwise_avx512},
+     &fastmha_decode_avx512, &fastmha_rowwise_avx512, &fastmha_top_k_avx512},
     {"avx2", has_avx2, &fastmha_gemm_avx2, &fastmha_panel_avx2, &fastmha_short_avx2, &fastmha_decode_avx2,
-     &fastmha_rowwise_avx2},
+     &fastmha_rowwise_avx2, &fastmha_top_k_avx2},
 #endif
     {"generic", always, &fastmha_gemm_generic, &fastmha_panel_generic, &fastmha_short_generic,
-     &fastmha_decode_generic, &fastmha_rowwise_generic},
+     &fastmha_decode_generic, &fastmha_rowwise_generic, &fastmha_top_k_generic},
 };
 
 std::string names(bool runnable_only) {

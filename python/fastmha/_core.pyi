@@ -186,6 +186,14 @@ def activation(name: str, x: Float32, out: Float32 | None) -> Float32:
 def exp(x: Float32) -> Float32:
     """The vectorised exponential that the kernels use, for tests of its error bound."""
 
+def top_k(logits: Float32, k: int) -> tuple[Float32, NDArray[np.int64], Float32]:
+    """The ``k`` largest of each row of logits (R, V), and log(sum(exp(row))).
+
+    Returns values (R, k) in descending order, their columns (R, k), and lse (R,): ``values -
+    lse[:, None]`` are logarithms of softmax. Of equal values the smaller column comes first; NaN
+    comes last. 1 <= k <= V. A row's bits depend on that row alone.
+    """
+
 def set_num_threads(num_threads: int) -> None: ...
 def get_num_threads() -> int: ...
 def isa() -> str: ...

@@ -13,17 +13,20 @@ import numpy as np
 
 from fastmha._types import Float32
 from fastmha.encoder_model import EncoderMaps
-from fastmha.models import AttentionMaps
+from fastmha.translation_model import AttentionMaps
 
-__all__ = ["attend_page", "encoder_page"]
+__all__ = ["MOST_WEIGHTS", "attend_page", "encoder_page"]
 
 TEMPLATE = Path(__file__).resolve().parent / "data" / "attend.html"
 HOLE = "{{DATA}}"
+# Of all heads and layers: about six bytes each in the page, which a browser draws within seconds.
+MOST_WEIGHTS = 4_000_000
 
 
 def attend_page(text: str, maps: AttentionMaps) -> str:
     """An HTML page with every head of every layer of `maps`, the attention of the translation of
     `text`."""
+    _check_size([*maps.encoder, *maps.decoder, *maps.cross])
     source, target = list(maps.source), list(maps.target)
     kinds = [
         _kind(
@@ -54,10 +57,20 @@ def attend_page(text: str, maps: AttentionMaps) -> str:
 
 def encoder_page(text: str, maps: EncoderMaps) -> str:
     """The same for an encoder, which translates nothing."""
+    _check_size(maps.layers)
     tokens = list(maps.tokens)
     about = "Each token looks at all tokens of the text."
     kinds = [_kind("Self-attention", about, tokens, tokens, maps.layers)]
     return _page({"text": text, "translation": None, "kinds": kinds})
+
+
+def _check_size(layers: list[Float32]) -> None:
+    count = sum(layer.size for layer in layers)
+    if count > MOST_WEIGHTS:
+        raise ValueError(
+            f"attend: {count:,} weights in all heads and layers, a page holds {MOST_WEIGHTS:,}; "
+            "shorten the text"
+        )
 
 
 def _page(data: dict[str, Any]) -> str:
@@ -76,8 +89,12 @@ def _kind(
     # four digits are more than a colour shows and a quarter of the bytes
     weights = [np.round(layer.astype(np.float64), 4).tolist() for layer in layers]
     return {
-        **{"name": name, "about": about, "masked": masked},
-        **{"rows": rows, "columns": columns, "layers": weights},
+        "name": name,
+        "about": about,
+        "masked": masked,
+        "rows": rows,
+        "columns": columns,
+        "layers": weights,
     }
 
 

@@ -10,8 +10,12 @@ __all__ = ["config_from", "read_json", "read_json_list"]
 Config = TypeVar("Config")
 
 TYPES: dict[Any, Any] = {
-    **{int: int, float: (int, float), bool: bool, str: str},
-    **{list: list, dict: dict},
+    int: int,
+    float: (int, float),
+    bool: bool,
+    str: str,
+    list: list,
+    dict: dict,
 }
 
 

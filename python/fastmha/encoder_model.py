@@ -10,6 +10,7 @@ Kernels give each sequence the same bits in any company, so an embedding depends
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from fastmha.nn.module import check_size
 from fastmha.nn.ragged import as_integers, cumulative
 from fastmha.sentence import SentenceSettings, normalized, pool, read_sentence_settings
 from fastmha.tensors import Tensors
-from fastmha.texts import TextTokenizer, tracked
+from fastmha.texts import TextTokenizer, check_many, tracked
 
 __all__ = ["EncoderMaps", "EncoderModel"]
 
@@ -51,12 +52,6 @@ class EncoderMaps:
 
     tokens: tuple[str, ...]
     layers: list[Float32]
-
-
-def _check_many(operation: str, texts: object) -> None:
-    """One text is an iterable of its characters: a row for each would surprise."""
-    if isinstance(texts, str):
-        raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
 
 
 class EncoderModel:
@@ -103,12 +98,13 @@ class EncoderModel:
         family = FAMILIES[config["model_type"]]
         tensors = Tensors(path)
         kept, network = family.build(config, path / "config.json", tensors)
-        longest = network.max_length
-        if settings.max_length is not None:
-            longest = min(longest, settings.max_length)
         family.load(network, tensors, path)
         tokenizer = TextTokenizer.from_directory(
-            path, network.vocab_size, longest, lowercase=settings.lowercase
+            path,
+            network.vocab_size,
+            network.max_length,
+            asked_length=settings.max_length,
+            lowercase=settings.lowercase,
         )
         return cls(kept, network, tokenizer, settings)
 
@@ -153,14 +149,57 @@ class EncoderModel:
         """
         texts = [texts] if isinstance(texts, str) else texts
         total = len(texts) if isinstance(texts, Sequence) else None
-        options: dict[str, Any] = {
-            **{"batch_size": batch_size, "batch_tokens": batch_tokens},
-            **{"normalize": normalize, "prompt": prompt},
-            "chunk": CHUNK // 16 if progress else CHUNK,  # steps that a bar can show
-        }
-        blocks = self.encode_stream(texts, **options)
-        found = list(tracked(blocks, len, total, progress, "embedding"))
-        return np.concatenate(found) if found else np.empty((0, self.embedding_dim), np.float32)
+        blocks = self.encode_stream(
+            texts,
+            chunk=CHUNK // 16 if progress else CHUNK,  # steps that a bar can show
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            normalize=normalize,
+            prompt=prompt,
+        )
+        blocks = tracked(blocks, len, total, progress, "embedding")
+        return stacked(blocks, self.embedding_dim, CHUNK if total is None else total)
+
+    def encode_ids(
+        self,
+        token_ids: Sequence[Integers | Sequence[int]],
+        *,
+        batch_size: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+    ) -> Float32:
+        """The embedding of each sequence of token ids, as :meth:`encode_texts` gives them.
+
+        Parameters
+        ----------
+        token_ids : list of integer arrays
+        batch_size, batch_tokens, normalize
+            As for :meth:`encode`.
+
+        Returns
+        -------
+        ndarray of float32, (N, embedding_dim)
+            Zeros for a sequence without a token.
+
+        Raises
+        ------
+        TypeError
+            Ids that are not integers.
+        ValueError
+            An id outside the vocabulary, or more tokens than the model takes.
+
+        Examples
+        --------
+        >>> import fastmha as fm, numpy as np
+        >>> model = fm.load("all-MiniLM-L6-v2")  # a directory
+        >>> texts = ["A cat sleeps.", "Stocks fell."]
+        >>> ids = model.encode_texts(texts)
+        >>> bool(np.array_equal(model.encode_ids(ids), model.encode(texts)))
+        True
+        """
+        check_size("encode_ids", batch_tokens=batch_tokens)
+        sequences = id_arrays("encode_ids", token_ids)
+        return self._embed(sequences, batch_size, batch_tokens, normalize)
 
     def encode_stream(
         self,
@@ -188,7 +227,7 @@ class EncoderModel:
             Of the next n texts, n = `chunk` except at the end.
         """
         check_size("encode_stream", chunk=chunk, batch_tokens=batch_tokens)
-        _check_many("encode_stream", texts)
+        check_many("encode_stream", texts)
         return self._encode_stream(texts, chunk, batch_size, batch_tokens, normalize, prompt)
 
     def _encode_stream(
@@ -200,16 +239,25 @@ class EncoderModel:
         normalize: bool | None,
         prompt: str | None,
     ) -> Iterator[Float32]:
-        normalize = self.settings.normalize if normalize is None else normalize
         prompt = self.settings.prompt if prompt is None else prompt
         source, first = iter(texts), 0
         while part := list(itertools.islice(source, chunk)):
             ids = self._tokenizer(part, prompt=prompt, first=first)
-            rows = np.zeros((len(part), self.embedding_dim), np.float32)
-            for batch, states, bounds in self._run(ids, batch_size, batch_tokens, None):
-                rows[batch] = pool(states, bounds, self.settings.pooling)
             first += len(part)
-            yield normalized(rows) if normalize else rows
+            yield self._embed(ids, batch_size, batch_tokens, normalize)
+
+    def _embed(
+        self,
+        sequences: Sequence[Integers],
+        batch_size: int | None,
+        batch_tokens: int,
+        normalize: bool | None,
+    ) -> Float32:
+        rows = np.zeros((len(sequences), self.embedding_dim), np.float32)
+        for batch, states, bounds in self._run(sequences, batch_size, batch_tokens, None):
+            rows[batch] = pool(states, bounds, self.settings.pooling)
+        normalize = self.settings.normalize if normalize is None else normalize
+        return normalized(rows) if normalize else rows
 
     def encode_to_file(
         self,
@@ -254,7 +302,7 @@ class EncoderModel:
         """
         from fastmha.embed_files import file_format, write_embeddings
 
-        _check_many("encode_to_file", texts)
+        check_many("encode_to_file", texts)
         path = Path(path)
         kind = file_format(path, format)
         if not path.parent.is_dir():
@@ -328,13 +376,7 @@ class EncoderModel:
             An id outside the vocabulary, or more tokens than the model takes.
         """
         check_size("forward", batch_tokens=batch_tokens)
-        sequences = [as_integers(ids, "forward: token ids") for ids in token_ids]
-        for sequence in sequences:
-            if sequence.ndim != 1:
-                raise ValueError(
-                    "forward: token_ids must be a list of one-dimensional arrays, got one of shape "
-                    f"{sequence.shape}"
-                )
+        sequences = id_arrays("forward", token_ids)
         states = [np.empty((0, self.network.d_model), np.float32) for _ in sequences]
         maps: list[list[Float32]] = [[] for _ in sequences]
         layers: list[Sequence[Float32]] | None = [] if return_attention else None
@@ -351,9 +393,31 @@ class EncoderModel:
             raise TypeError("encode_texts: texts must be a list of str, got one str; pass [text]")
         return self._tokenizer(texts)
 
-    def attention(self, text: str) -> EncoderMaps:
-        """The weights of every head of every layer for one text."""
+    def attention(self, text: str, *, most_weights: int | None = None) -> EncoderMaps:
+        """The weights of every head of every layer for one text.
+
+        Parameters
+        ----------
+        text : str
+        most_weights : int, optional
+            Refuse a text that has more of them, layers * heads * tokens^2, before they are
+            computed; no limit when not given.
+
+        Raises
+        ------
+        ValueError
+            More than `most_weights`.
+        """
         (ids,) = self._tokenizer([text])
+        if most_weights is not None:
+            _, (layers,) = self.forward([ids[:1]], return_attention=True)
+            heads = sum(map(len, layers))
+            if heads * len(ids) ** 2 > most_weights:
+                raise ValueError(
+                    f"attention: {len(ids)} tokens have {heads * len(ids) ** 2:,} weights in all "
+                    f"heads and layers, the limit is {most_weights:,}; shorten the text to "
+                    f"{math.isqrt(most_weights // max(1, heads))} tokens"
+                )
         _, (layers,) = self.forward([ids], return_attention=True)
         return EncoderMaps(tuple(self._tokenizer.tokens(ids)), layers)
 
@@ -384,6 +448,34 @@ class EncoderModel:
             f"EncoderModel({name}, embedding_dim={self.embedding_dim}, "
             f"max_length={self.max_length}, pooling={'+'.join(self.settings.pooling)})"
         )
+
+
+def id_arrays(operation: str, token_ids: Iterable[Integers | Sequence[int]]) -> list[Integers]:
+    """Each sequence as a one-dimensional array of integers."""
+    sequences = [as_integers(ids, f"{operation}: token ids") for ids in token_ids]
+    for sequence in sequences:
+        if sequence.ndim != 1:
+            raise ValueError(
+                f"{operation}: token_ids must be a list of one-dimensional arrays, got one of "
+                f"shape {sequence.shape}"
+            )
+    return sequences
+
+
+def stacked(blocks: Iterable[Float32], width: int, expected: int) -> Float32:
+    """The rows of all blocks as one array. It is made for as many rows as are expected and grows
+    where it stands: np.concatenate would hold everything twice."""
+    rows = np.empty((expected, width), np.float32)
+    count = 0
+    for block in blocks:
+        if count + len(block) > len(rows):
+            # an eighth more: what is beyond the end is there too, and the system moves pages
+            # rather than copies them
+            rows.resize((max(len(rows) * 9 // 8, count + len(block)), width), refcheck=False)
+        rows[count : count + len(block)] = block
+        count += len(block)
+    rows.resize((count, width), refcheck=False)
+    return rows
 
 
 def batches(

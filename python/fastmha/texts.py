@@ -1,22 +1,29 @@
 """Texts and their tokenizers: what can be wrong with a text, tokenizer.json or vocab.txt -> ids."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from fastmha import _core
 from fastmha._extras import require
 from fastmha._types import Int64
 from fastmha.config import read_json
 
-__all__ = ["TextTokenizer", "check_text", "read_tokenizer", "tracked"]
+__all__ = ["TextTokenizer", "check_many", "check_text", "read_tokenizer", "tracked"]
 
 # The special tokens of a vocab.txt and how BERT writes them; tokenizer_config.json may differ.
 SPECIAL = {
-    **{"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"},
-    **{"pad_token": "[PAD]", "mask_token": "[MASK]"},
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
 }
+# How many threads tokenizers makes, once in a process, when it first gets several texts.
+POOL_SIZE = "RAYON_NUM_THREADS"
 
 
 def check_text(what: str, text: object) -> None:
@@ -31,6 +38,12 @@ def check_text(what: str, text: object) -> None:
             "surrogate, which is no character (bytes that were not UTF-8?); decode them with their "
             "own encoding, or with errors='replace'"
         ) from None
+
+
+def check_many(operation: str, texts: object) -> None:
+    """One text is an iterable of its characters: a result for each would surprise."""
+    if isinstance(texts, str):
+        raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
 
 
 class TextTokenizer:
@@ -55,7 +68,13 @@ class TextTokenizer:
 
     @classmethod
     def from_directory(
-        cls, directory: Path, vocab_size: int, max_length: int, *, lowercase: bool = False
+        cls,
+        directory: Path,
+        vocab_size: int,
+        max_length: int,
+        *,
+        asked_length: int | None = None,
+        lowercase: bool = False,
     ) -> "TextTokenizer":
         """The tokenizer of a checkpoint.
 
@@ -66,9 +85,13 @@ class TextTokenizer:
         vocab_size : int
             Ids that the model knows.
         max_length : int
-            Tokens that the model takes; tokenizer_config.json may ask for fewer.
+            Tokens that the model takes.
+        asked_length : int, optional
+            Where texts are cut off; what tokenizer_config.json says when not given. Never beyond
+            `max_length`.
         lowercase : bool, default False
-            Lower-case every text first.
+            Lower-case every text first, as sentence-transformers does: by the tokenizer's own rule,
+            unless that is already part of it.
 
         Raises
         ------
@@ -83,6 +106,7 @@ class TextTokenizer:
         if (directory / "tokenizer.json").is_file():
             tokenizer = read_tokenizer(directory / "tokenizer.json", vocab_size)
             _apply_config(tokenizer, config)
+            _apply_prefix_space(tokenizer, config)
         elif (directory / "vocab.txt").is_file():
             tokenizer = _from_vocabulary(directory / "vocab.txt", config, vocab_size)
         else:
@@ -91,11 +115,9 @@ class TextTokenizer:
                 "one: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
             )
         if lowercase:
-            normalizers = require("tokenizers.normalizers", "text", "loading a model")
-            rest = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+            _lower_case(tokenizer)
+        limit = config.get("model_max_length") if asked_length is None else asked_length
         # transformers writes 1e30 for "no limit"
-        limit = config.get("model_max_length")
         if isinstance(limit, int | float) and 0 < limit < max_length:
             max_length = int(limit)
         truncation = tokenizer.truncation or {}
@@ -104,7 +126,8 @@ class TextTokenizer:
         return cls(tokenizer, max_length, side)
 
     def __call__(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> list[Int64]:
-        """The ids of each text; all cores work on many texts, and the GIL is released meanwhile.
+        """The ids of each text. As many threads as get_num_threads() said at the first call work on
+        many texts, and the GIL is released meanwhile.
 
         Parameters
         ----------
@@ -126,6 +149,7 @@ class TextTokenizer:
             self._check(texts, first)
             texts = [str(text) for text in texts]  # subclasses of str
         try:
+            _make_threads(self._tokenizer)
             encodings = self._encode([prompt + text for text in texts] if prompt else texts)
         except TypeError:  # all that tokenizers says about a surrogate
             check_text("encode: prompt", prompt)
@@ -170,7 +194,10 @@ def _check_config(config: dict[str, Any], file: Path) -> None:
     flags = (True, False, None)
     for name, values in (
         ("truncation_side", ("left", "right")),
-        *((name, flags) for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")),
+        ("do_lower_case", flags),
+        ("strip_accents", flags),
+        ("tokenize_chinese_chars", flags),
+        ("add_prefix_space", flags),
     ):
         value = config.get(name, values[0])
         if not any(value is allowed or value == allowed for allowed in values):
@@ -202,6 +229,43 @@ def _apply_config(tokenizer: Any, config: dict[str, Any]) -> None:
             strip_accents=config.get("strip_accents", old.strip_accents),
             lowercase=_flag(config, "do_lower_case", old.lowercase),
         )
+
+
+def _apply_prefix_space(tokenizer: Any, config: dict[str, Any]) -> None:
+    """Whether a text begins as if a space stood before it: for RoBERTa's tokenizer it is
+    tokenizer_config.json that says so in transformers, False when it does not."""
+    tokenizers = require("tokenizers", "text", "loading a model")
+    old = tokenizer.pre_tokenizer
+    is_roberta = str(config.get("tokenizer_class")).startswith("Roberta")
+    if is_roberta and isinstance(old, tokenizers.pre_tokenizers.ByteLevel):
+        old.add_prefix_space = _flag(config, "add_prefix_space", False)
+        tokenizer.pre_tokenizer = old
+
+
+def _lower_case(tokenizer: Any) -> None:
+    normalizers = require("tokenizers.normalizers", "text", "loading a model")
+    old = tokenizer.normalizer
+    rules = list(old) if isinstance(old, normalizers.Sequence) else [old] if old else []
+    if not any(isinstance(rule, normalizers.Lowercase) for rule in rules):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rules])
+
+
+def _make_threads(tokenizer: Any) -> None:
+    """Let tokenizers make its threads, as many as everything else here runs on. It makes them
+    once, as many as a variable says then; what a user has put there counts."""
+    global _threads_are_made
+    if _threads_are_made:
+        return
+    if POOL_SIZE not in os.environ:
+        os.environ[POOL_SIZE] = str(_core.get_num_threads())
+        try:
+            tokenizer.encode_batch(["", ""])
+        finally:  # other processes that start from here get nothing of it
+            os.environ.pop(POOL_SIZE, None)
+    _threads_are_made = True
+
+
+_threads_are_made = False
 
 
 def _from_vocabulary(file: Path, config: dict[str, Any], vocab_size: int) -> Any:

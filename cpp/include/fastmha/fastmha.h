@@ -1,4 +1,4 @@
-// All of fastmha: attention, linear layers, row-wise operations, threads and instruction sets.
+// All of fastmha: attention, linear layers, row-wise operations, the largest logits, threads and instruction sets.
 #pragma once
 
 #include "fastmha/activation.h"
@@ -8,4 +8,5 @@
 #include "fastmha/norm.h"
 #include "fastmha/runtime.h"
 #include "fastmha/sublayer.h"
+#include "fastmha/top_k.h"
 #include "fastmha/types.h"

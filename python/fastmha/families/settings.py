@@ -13,8 +13,14 @@ __all__ = ["ACTIVATIONS", "EVERYWHERE", "check_fields", "named_activation"]
 
 # transformers' names for what Linear computes. The three tanh forms are one formula.
 ACTIVATIONS = {
-    **{"gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"},
-    **{"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"},
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
 
 # What any family would compute differently, and the values that change nothing. A field that is

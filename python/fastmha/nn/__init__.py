@@ -1,9 +1,10 @@
 """Blocks and models, composed of fused operations: each file stands on the ones before it.
 
-layers       linear maps with packed weights, norms, embeddings
-attention    multi-head attention
-blocks       feed-forward, encoder and decoder blocks, stacks
-transformer  the whole model
+layers           linear maps with packed weights, norms, embeddings
+attention        multi-head attention
+blocks           feed-forward, encoder and decoder blocks, stacks
+encoder_decoder  what decodes: encoder, decoder, logits
+transformer      the whole model of the paper
 """
 
 from fastmha.nn.attention import MultiHeadAttention

@@ -4,23 +4,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastmha import _core
 from fastmha._types import Bool, Float32, Int64, Integers
 from fastmha.nn.blocks import Decoder, DecoderBlock, Encoder, EncoderBlock
-from fastmha.nn.decoder_cache import DecoderCache
+from fastmha.nn.encoder_decoder import EncoderDecoder
 from fastmha.nn.layers import Embedding, LayerNorm, Linear, sinusoidal_positions
 from fastmha.nn.module import UNSET, Module, Seed, check_size
 from fastmha.nn.ragged import as_integers, check_lengths, cumulative, valid_rows
 
-__all__ = ["Generation", "Transformer"]
+__all__ = ["Transformer"]
 
 Lengths: TypeAlias = Integers | Sequence[int]
 TokenIds: TypeAlias = Integers | Sequence[Integers | Sequence[int]]
 
 
-class Transformer(Module):
+class Transformer(EncoderDecoder):
     """Token and position embedding, encoder, decoder, output map and softmax.
 
     Parameters
@@ -119,7 +118,9 @@ class Transformer(Module):
                     f"got {token}"
                 )
         self.src_vocab_size, self.tgt_vocab_size = src_vocab_size, tgt_vocab_size
+        self.source_vocab_size, self.vocab_size = src_vocab_size, tgt_vocab_size
         self.d_model, self.max_positions = d_model, max_positions
+        self.max_source_length = self.max_target_length = max_positions
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
         self.eos_token_id = eos_token_id
         self._scale = np.float32(d_model**0.5) if scale_embedding else None
@@ -190,83 +191,41 @@ class Transformer(Module):
             An id outside the vocabulary, more positions than max_positions, lengths that do not
             fit, an empty source.
         """
-        memory, memory_bounds = self.encode(src, src_lengths)
-        target = Tokens("Transformer", "tgt", tgt, tgt_lengths)
-        if target.batch + 1 != len(memory_bounds):
-            raise ValueError(
-                f"Transformer: src holds {len(memory_bounds) - 1} sequences, tgt {target.batch}"
-            )
-        x = self.embed_target(target)
-        bounds = target.cu_seqlens
-        x = self.decoder(x, memory, cu_seqlens=bounds, memory_cu_seqlens=memory_bounds)
-        scores = self.output(x)
+        source = self._checked(Tokens("Transformer", "src", src, src_lengths))
+        empty = np.flatnonzero(np.diff(source.cu_seqlens) == 0)
+        if empty.size:
+            raise ValueError(f"Transformer: source {int(empty[0])} is empty")
+        target = self._checked(Tokens("Transformer", "tgt", tgt, tgt_lengths))
+        if target.batch != source.batch:
+            raise ValueError(f"Transformer: src holds {source.batch} sequences, tgt {target.batch}")
+        x = self.decoder(
+            self._embed_target(target.ids, target.positions),
+            self._encode(source.ids, source.cu_seqlens),
+            cu_seqlens=target.cu_seqlens,
+            memory_cu_seqlens=source.cu_seqlens,
+        )
+        scores = self._logits(x)
         if not return_logits:
             scores = _core.softmax(scores, scores)
         return target.restore(scores)
 
-    def encode(self, src: TokenIds, src_lengths: Lengths | None = None) -> tuple[Float32, Int64]:
-        """The encoder's output for every source, end to end without padding.
+    def _checked(self, tokens: "Tokens") -> "Tokens":
+        vocab_size = self.src_vocab_size if tokens.what == "src" else self.tgt_vocab_size
+        tokens.check(vocab_size, self.max_positions)
+        return tokens
 
-        Returns
-        -------
-        memory : ndarray of float32, (total, d_model)
-        cu_seqlens : ndarray of int64, (B + 1,)
-            Source n owns the rows ``cu_seqlens[n]:cu_seqlens[n + 1]``.
-        """
-        tokens = Tokens("Transformer", "src", src, src_lengths)
-        empty = np.flatnonzero(np.diff(tokens.cu_seqlens) == 0)
-        if empty.size:
-            raise ValueError(f"Transformer: source {int(empty[0])} is empty")
-        return self.encoder(self.embed_source(tokens), cu_seqlens=tokens.cu_seqlens), (
-            tokens.cu_seqlens
-        )
+    def _embed_source(self, ids: Int64, cu_seqlens: Int64) -> Float32:
+        positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+        return self._embed(self.src_embedding, self.src_position, ids, positions)
 
-    def start(self, src: TokenIds, capacity: int, *, beam_size: int = 1) -> "Generation":
-        """Encode the sources and get ready to generate up to `capacity` tokens for each
-        hypothesis."""
-        check_size("Transformer.start", capacity=capacity, beam_size=beam_size)
-        if capacity > self.max_positions:
-            raise ValueError(
-                f"generate: the model has {self.max_positions} positions, so it generates at most "
-                f"{self.max_positions} tokens; got max_new_tokens={capacity}"
-            )
-        memory, memory_bounds = self.encode(src)
-        cache = self.decoder.new_cache(len(memory_bounds) - 1, capacity, beam_size=beam_size)
-        return Generation(self, memory, memory_bounds, cache)
+    def _embed_target(self, ids: Int64, positions: Int64) -> Float32:
+        return self._embed(self.tgt_embedding, self.tgt_position, ids, positions)
 
-    def attention_weights(
-        self, source: Int64, target: Int64
-    ) -> tuple[list[Float32], list[Float32], list[Float32]]:
-        """Of one sentence pair, per layer: encoder (heads, S, S), decoder (heads, T, T), decoder to
-        encoder (heads, T, S)."""
-        src = Tokens("Transformer", "src", [source])
-        tgt = Tokens("Transformer", "tgt", [target])
-        memory, encoder = self.encoder(self.embed_source(src)[None], return_weights=True)
-        _, decoder = self.decoder(self.embed_target(tgt)[None], memory, return_weights=True)
-        return (
-            [weights[0] for weights in encoder],
-            [own[0] for own, _ in decoder],
-            [cross[0] for _, cross in decoder],
-        )
-
-    def embed_source(self, tokens: "Tokens") -> Float32:
-        """(total, d_model)"""
-        return self._embed(tokens, self.src_embedding, self.src_position)
-
-    def embed_target(self, tokens: "Tokens") -> Float32:
-        """(total, d_model)"""
-        return self._embed(tokens, self.tgt_embedding, self.tgt_position)
-
-    def embed_next(self, ids: Int64, position: int) -> Float32:
-        """Target tokens that all stand at one position: (hypotheses, d_model)."""
-        x = self._scaled(self.tgt_embedding.weight.take(ids, axis=0))
-        x += self._position_table(self.tgt_position)[position]
-        return x
-
-    def _embed(self, tokens: "Tokens", embedding: Embedding, position: Embedding | None) -> Float32:
-        tokens.check(embedding.num_embeddings, self.max_positions)
-        x = self._scaled(embedding.weight.take(tokens.ids, axis=0))
-        x += self._position_table(position).take(tokens.positions, axis=0)
+    def _embed(
+        self, words: Embedding, learned: Embedding | None, ids: Int64, positions: Int64
+    ) -> Float32:
+        x = self._scaled(words.weight.take(ids, axis=0))
+        x += self._position_table(learned).take(positions, axis=0)
         return x
 
     def _position_table(self, learned: Embedding | None) -> Float32:
@@ -297,12 +256,12 @@ class Transformer(Module):
 class Tokens:
     """Token ids end to end without padding, and the way back to the form in which they came."""
 
-    __slots__ = ("_list", "_operation", "_shape", "_valid", "_what", "cu_seqlens", "ids")
+    __slots__ = ("_list", "_operation", "_shape", "_valid", "cu_seqlens", "ids", "what")
 
     def __init__(
         self, operation: str, name: str, tokens: TokenIds, lengths: Lengths | None = None
     ) -> None:
-        self._operation, self._what = operation, name
+        self._operation, self.what = operation, name
         self._valid: Bool | None = None
         self._list = not isinstance(tokens, np.ndarray)
         self._shape: tuple[int, ...] = ()
@@ -354,14 +313,14 @@ class Tokens:
             first = int(outside[0])
             n = int(np.searchsorted(self.cu_seqlens, first, "right")) - 1
             raise ValueError(
-                f"{self._operation}: {self._what}[{n}] holds the id {int(self.ids[first])}, "
+                f"{self._operation}: {self.what}[{n}] holds the id {int(self.ids[first])}, "
                 f"outside the vocabulary 0 .. {vocab_size - 1}"
             )
         lengths = np.diff(self.cu_seqlens)
         if lengths.size and lengths.max() > max_positions:
             n = int(lengths.argmax())
             raise ValueError(
-                f"{self._operation}: {self._what}[{n}] has {int(lengths[n])} tokens, "
+                f"{self._operation}: {self.what}[{n}] has {int(lengths[n])} tokens, "
                 f"the model has {max_positions} positions"
             )
 
@@ -375,36 +334,3 @@ class Tokens:
         padded = np.zeros(shape, np.float32)
         padded[self._valid] = rows
         return padded
-
-
-class Generation:
-    """A batch of hypotheses that grow by one token at a time; made by :meth:`Transformer.start`."""
-
-    __slots__ = ("_cache", "_memory", "_memory_bounds", "_model", "_position")
-
-    def __init__(
-        self, model: Transformer, memory: Float32, memory_bounds: Int64, cache: DecoderCache
-    ) -> None:
-        self._model, self._cache = model, cache
-        self._memory: Float32 | None = memory
-        self._memory_bounds: Int64 | None = memory_bounds
-        self._position = 0
-
-    def logits(self, tokens: Int64) -> Float32:
-        """Append one token to every hypothesis; (hypotheses, tgt_vocab_size) for the one after
-        it."""
-        model = self._model
-        x = model.embed_next(tokens, self._position)
-        x = x.reshape(len(x), 1, model.d_model)  # one position each
-        x = model.decoder(x, self._memory, memory_cu_seqlens=self._memory_bounds, cache=self._cache)
-        self._memory = self._memory_bounds = None  # its keys and values are in the cache now
-        self._position += 1
-        return model.output(x[:, 0])
-
-    def reorder(self, beam_indices: ArrayLike) -> None:
-        """Let hypothesis b continue hypothesis ``beam_indices[b]`` of the same source."""
-        self._cache.reorder(beam_indices)
-
-    def select(self, sources: ArrayLike) -> None:
-        """Keep the sources at the places `sources`, in rising order, and forget the others."""
-        self._cache.select(sources)
