@@ -43,6 +43,7 @@ SEARCHES = {
         **{"num_beams": 4, "no_repeat_ngram_size": 2, "bad_words_ids": [[5], [6, 7]]},
         **{"min_length": 4, "forced_bos_token_id": 9, "forced_eos_token_id": EOS},
     },
+    "beam, bans": {"num_beams": 4, "bad_words_ids": [[5], [7]], "renormalize_logits": True},
     "beam, all rules": {"num_beams": 2, "repetition_penalty": 1.4, "renormalize_logits": True},
     "greedy, rules": {"repetition_penalty": 1.4, "min_new_tokens": 3, "suppress_tokens": [4]},
     "sample": {"do_sample": True, "seed": 3, "top_k": 5, "temperature": 0.8},
@@ -568,6 +569,11 @@ def test_wrong_settings(error, message, options):
         settings(**options)
 
 
+def test_early_stopping_of_old_files():
+    assert settings(num_beams=2, early_stopping=1).early_stopping is True
+    assert settings(num_beams=2, early_stopping=0).early_stopping is False
+
+
 def test_an_unknown_setting():
     with pytest.raises(TypeError, match="there is no setting 'beam_count'"):
         settings().replace(beam_count=3)
@@ -599,13 +605,14 @@ def test_an_unknown_setting():
             [[5]],
             {"prefixes": [[4] * 4], "max_length": 5},
         ),
-        (ValueError, "argument 2 is shorter", [[5], [6]], {"prefixes": [[4]]}),
+        (ValueError, "more sources than prefixes", [[5], [6]], {"prefixes": [[4]]}),
         (
             ValueError,
             "eos_token_id holds 13, outside the target vocabulary",
             [[5]],
             {"eos_token_id": 13},
         ),
+        (ValueError, "decoder_start_token_id holds 13", [[5]], {"decoder_start_token_id": 13}),
         (ValueError, "bad_words_ids holds 20", [[5]], {"bad_words_ids": [[4, 20]]}),
     ],
 )
@@ -698,6 +705,24 @@ def test_no_rules_are_false():
     assert not rules_for(settings(), VOCABULARY)
     assert rules_for(settings(bad_words_ids=[[PAD]]), VOCABULARY).only_bans
     assert not rules_for(settings(bad_words_ids=[[EOS]]), VOCABULARY), "the end is no bad word"
+
+
+def test_bans_are_taken_out_as_if_by_themselves(random):
+    """All of them at once, and the weight of what went."""
+    how = settings(
+        **{"no_repeat_ngram_size": 2, "min_length": 5, "bad_words_ids": [[5], [6, 7], [8, 9, 10]]},
+        **{"suppress_tokens": [5, 11], "begin_suppress_tokens": [6, 5]},
+    )
+    rules = rules_for(how, VOCABULARY)
+    one, lengths = np.ones(8, np.int64), np.arange(1, 9)
+    held = Targets(random.rng.integers(4, 9, (8, 8)), lengths, one, 8 * one)
+    scores = random.normal(8, VOCABULARY)
+    expected, taken = scores.copy(), scores.copy()
+    rules(expected, held)
+    gone = rules.take_out(taken, held)
+    np.testing.assert_array_equal(taken, expected)
+    weight = np.where(np.isinf(expected), np.exp(scores.astype(np.float64)), 0).sum(axis=1)
+    np.testing.assert_allclose(gone, np.log(weight))
 
 
 @pytest.mark.parametrize("module", ["scheduler", "scoring", "settings"])

@@ -277,10 +277,10 @@ inline std::vector<int64_t> index_input(const char* op, const char* name, py::ha
   const char kind = array.dtype().kind();
   if (kind != 'i' && kind != 'u' && array.size() > 0) {
     const bool is_array = py::isinstance<py::array>(object);  // a list has no astype()
-    throw py::type_error(concat(op, ": ", name, " must be integers, got ",
-                                py::cast<std::string>(py::str(array.dtype())), "; cast it: ",
-                                is_array ? concat(name, ".astype(np.int64)")
-                                         : concat("np.asarray(", name, ", dtype=np.int64)")));
+    throw py::type_error(concat(
+        op, ": ", name, " must be integers, got ", py::cast<std::string>(py::str(array.dtype())),
+        "; cast it: ",
+        is_array ? concat(name, ".astype(np.int64)") : concat("np.asarray(", name, ", dtype=np.int64)")));
   }
   FASTMHA_CHECK(array.ndim() == 1, op, ": ", name, " must have 1 axis, got shape ", shape_text(array));
   if (kind == 'u' && array.size() > 0) {  // would wrap to negative numbers

@@ -1,3 +1,4 @@
+// Memory of large results: mapped once, given out again when an array dies.
 #include "output_pool.h"
 
 #include <pthread.h>

@@ -251,14 +251,6 @@ struct Tiles<2> {
   static constexpr OutputTile kOutput[] = {FASTMHA_TILES(output_tile, 2)};
 };
 
-// Rows in even tiles of at most `most`: the first `high` tiles have `rows + 1` rows, the others `rows`.
-struct EvenTiles {
-  int64_t count, rows, high;
-  FASTMHA_INLINE EvenTiles(int64_t total, int64_t most)
-      : count((total + most - 1) / most), rows(total / count), high(total % count) {}
-  FASTMHA_INLINE int64_t height(int64_t tile) const { return rows + (tile < high ? 1 : 0); }
-};
-
 // ---- one panel -------------------------------------------------------------------------------------------
 
 // Walks through rows that will be read later, a few cache lines per register tile.
@@ -313,12 +305,8 @@ struct Panel {
   Fetch* fetch;       // what later panels read
   Strides strides;
 
-  FASTMHA_INLINE int64_t low_of(int64_t row) const {
-    return larger(0, first + row + head.offset - head.left);
-  }
-  FASTMHA_INLINE int64_t high_of(int64_t row) const {
-    return larger(0, smaller(head.kv_len, first + row + head.offset + head.right + 1));
-  }
+  FASTMHA_INLINE int64_t low_of(int64_t row) const { return first_visible(head, first + row); }
+  FASTMHA_INLINE int64_t high_of(int64_t row) const { return after_visible(head, first + row); }
 };
 
 size_t panel_scratch(int64_t head_dim, int64_t value_dim) {
