@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 
 from fastmha._types import Float32, Int64
 from fastmha.nn.blocks import Decoder, Encoder
-from fastmha.nn.decoder_cache import DecoderCache
 from fastmha.nn.layers import Linear
 from fastmha.nn.module import Module, check_size
 from fastmha.nn.ragged import as_integers, check_cu_seqlens
@@ -199,109 +198,38 @@ class EncoderDecoder(Module):
 
 
 class Generation:
-    """The hypotheses of an :class:`EncoderDecoder`; made by :meth:`EncoderDecoder.start`.
+    """The hypotheses of an :class:`EncoderDecoder`; made by :meth:`EncoderDecoder.start`."""
 
-    Those that joined together run together, one group after the other.
-    """
-
-    __slots__ = ("_beam_size", "_groups", "_settings")
-
-    def __init__(
-        self, network: EncoderDecoder, sources: int, capacity: int, beam_size: int
-    ) -> None:
-        self._settings = network, sources, capacity, beam_size
-        self._beam_size = beam_size
-        self._groups: list[_Group] = []
-
-    def join(self, memory: Float32, cu_seqlens: Int64) -> None:
-        """Let new sources join behind those present."""
-        group = _Group(*self._settings)
-        group.join(memory, cu_seqlens)
-        self._groups.append(group)
-
-    def logits(self, tokens: Int64) -> Float32:
-        """Append one token to every hypothesis; (rows, vocab_size) for the one after it."""
-        parts = np.split(tokens, self._bounds[1:-1])
-        found = [group.logits(part) for group, part in zip(self._groups, parts, strict=True)]
-        return found[0] if len(found) == 1 else np.concatenate(found)
-
-    def reorder(self, beam_indices: ArrayLike) -> None:
-        """Let hypothesis b continue hypothesis ``beam_indices[b]`` of the same source."""
-        bounds = self._bounds
-        parts = np.split(np.asarray(beam_indices), bounds[1:-1])
-        for group, first, part in zip(self._groups, bounds, parts, strict=False):
-            group.reorder(part - first)
-
-    def select(self, sources: ArrayLike) -> None:
-        """Keep the sources at the places `sources`, in rising order, and forget the others."""
-        kept, bounds = np.asarray(sources, np.int64), self._bounds // self._beam_size
-        for group, first, end in zip(self._groups, bounds, bounds[1:], strict=False):
-            group.select(kept[(kept >= first) & (kept < end)] - first)
-        self._groups = [group for group in self._groups if group.rows]
-
-    @property
-    def _bounds(self) -> Int64:
-        bounds: Int64 = np.cumsum([0, *(group.rows for group in self._groups)])
-        return bounds
-
-
-class _Group:
-    """Sources that joined together."""
-
-    __slots__ = ("_beam_size", "_cache", "_capacity", "_first", "_network", "_positions")
+    __slots__ = ("_cache", "_network")
 
     def __init__(
         self, network: EncoderDecoder, sources: int, capacity: int, beam_size: int
     ) -> None:
         self._network = network
-        self._capacity, self._beam_size = capacity, beam_size
-        self._cache: DecoderCache | None = None
-        self._first: tuple[Float32, Int64] | None = None
-        self._positions = np.empty(0, np.int64)  # of each hypothesis: how many tokens it has read
-
-    @property
-    def rows(self) -> int:
-        return len(self._positions)
+        self._cache = network.decoder.new_cache(sources, capacity, beam_size=beam_size, empty=True)
 
     def join(self, memory: Float32, cu_seqlens: Int64) -> None:
         """Let new sources join behind those present."""
-        count = len(cu_seqlens) - 1
-        self._cache = self._network.decoder.new_cache(
-            count, self._capacity, beam_size=self._beam_size
-        )
-        self._first = memory, cu_seqlens
-        self._positions = np.zeros(count * self._beam_size, np.int64)
+        self._network.decoder.join(self._cache, memory, cu_seqlens)
 
     def logits(self, tokens: Int64) -> Float32:
         """Append one token to every hypothesis; (rows, vocab_size) for the one after it."""
-        assert self._cache is not None
-        network = self._network
-        x = network._embed_target(tokens, self._positions)
-        memory, bounds = self._first or (None, None)
+        network, cache = self._network, self._cache
+        x = network._embed_target(tokens, cache.lengths)
         x = network.decoder(
             x[:, None],  # one position each
-            memory,
-            memory_cu_seqlens=bounds,
-            cache=self._cache,
+            cache=cache,
             relative_bias=network._biases()[1],
         )
-        self._first = None  # its keys and values are in the cache now
-        self._positions += 1
         return network._logits(x[:, 0])
 
     def reorder(self, beam_indices: ArrayLike) -> None:
         """Let hypothesis b continue hypothesis ``beam_indices[b]`` of the same source."""
-        assert self._cache is not None
-        self._cache.reorder(beam_indices)  # positions are those of the source
+        self._cache.reorder(beam_indices)
 
     def select(self, sources: ArrayLike) -> None:
         """Keep the sources at the places `sources`, in rising order, and forget the others."""
-        assert self._cache is not None
-        if np.size(sources):
-            self._cache.select(sources)
-        self._positions = self._positions.reshape(-1, self._beam_size)[
-            np.asarray(sources, np.int64)
-        ].ravel()
+        self._cache.select(sources)
 
 
 def _checked(
