@@ -1,10 +1,12 @@
 """Decoding over tables of random logits: batches, streams, samples, scores, settings, errors."""
 
 import doctest
+import functools
 import importlib
 import itertools
 import json
 
+import fastmha as fm
 import numpy as np
 import pytest
 from decoders import EOS, PAD, START, VOCABULARY, Table
@@ -41,6 +43,7 @@ SEARCHES = {
         **{"num_beams": 4, "no_repeat_ngram_size": 2, "bad_words_ids": [[5], [6, 7]]},
         **{"min_length": 4, "forced_bos_token_id": 9, "forced_eos_token_id": EOS},
     },
+    "beam, bans": {"num_beams": 4, "bad_words_ids": [[5], [7]], "renormalize_logits": True},
     "beam, all rules": {"num_beams": 2, "repetition_penalty": 1.4, "renormalize_logits": True},
     "greedy, rules": {"repetition_penalty": 1.4, "min_new_tokens": 3, "suppress_tokens": [4]},
     "sample": {"do_sample": True, "seed": 3, "top_k": 5, "temperature": 0.8},
@@ -138,6 +141,78 @@ def test_longer_prefixes_that_come_later():
     how = settings(max_new_tokens=6)
     expected = targets(Table(), sources, how, prefixes=prefixes, batch_size=1)
     assert targets(Table(), iter(sources), how, prefixes=iter(prefixes), batch_size=4) == expected
+
+
+@functools.cache
+def transformer():
+    """A network of this package whose targets end at all lengths."""
+    network = fm.Transformer(
+        50,
+        VOCABULARY,
+        d_model=32,
+        num_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        d_ff=48,
+        max_positions=40,
+        seed=2,
+    )
+    state = network.state_dict()
+    state["output.weight"] = state["output.weight"] * 9
+    state["tgt_embedding.weight"] = state["tgt_embedding.weight"] * 3
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_networks_target_does_not_depend_on_batch_and_threads(search, num_threads):
+    """Bit for bit: through encoder, caches that sources join and leave, and search."""
+    sources = some_sources(30)
+    prefixes = [[8, 9, 10][: n % 4] for n in range(30)]
+    how = settings(max_new_tokens=12, **SEARCHES[search])
+    num_threads(1)
+    expected = targets(transformer(), sources, how, prefixes=prefixes, batch_size=1)
+    assert len({len(ids) for hypotheses in expected for ids, _ in hypotheses}) > 3
+    for batch_size, threads in ((3, 1), (8, 2), (64, 2)):
+        num_threads(threads)
+        found = targets(transformer(), sources, how, prefixes=prefixes, batch_size=batch_size)
+        assert found == expected
+    if not how.do_sample:
+        found = targets(transformer(), sources[::-1], how, prefixes=prefixes[::-1], batch_size=5)
+        assert found[::-1] == expected
+
+
+def test_a_networks_stream_is_its_target():
+    how = settings(max_new_tokens=9)
+    for source in some_sources(5):
+        ((expected,),) = generate(transformer(), [source], how)
+        assert list(stream(transformer(), source, how)) == expected.ids.tolist()
+
+
+def test_a_networks_scores_do_not_depend_on_the_batch():
+    """Bit for bit, empty targets and targets of one token, too."""
+    rng = np.random.default_rng(0)
+    pairs = [(s, rng.integers(3, VOCABULARY, n % 5)) for n, s in enumerate(some_sources(20))]
+    together = list(score(transformer(), pairs, settings()))
+    for chosen in ([0], [5, 10], [3, 1], list(range(0, 20, 5)), list(range(19, -1, -1))):
+        again = score(transformer(), [pairs[n] for n in chosen], settings())
+        for n, found in zip(chosen, again, strict=True):
+            assert found.log_probs.tobytes() == together[n].log_probs.tobytes()
+            assert found.total == together[n].total
+
+
+@pytest.mark.parametrize("search", ["greedy", "beam"])
+def test_a_networks_targets_score_what_they_were_given(search):
+    """Step by step with caches, and teacher forced at once."""
+    how = settings(max_new_tokens=30, **SEARCHES[search])
+    sources = some_sources(40)
+    best = [found[0] for found in generate(transformer(), sources, how, with_scores=True)]
+    best = [(s, h) for s, h in zip(sources, best, strict=True) if len(h.ids) < 30]
+    assert len(best) > 3
+    found = score(transformer(), [(source, h.ids) for source, h in best], how)
+    for (_, hypothesis), given_score in zip(best, found, strict=True):
+        count = len(given_score.log_probs)
+        assert hypothesis.score * count == pytest.approx(given_score.total, abs=1e-4)
 
 
 # ---- prefixes and lengths -----------------------------------------------------------------------
@@ -525,13 +600,14 @@ def test_an_unknown_setting():
             [[5]],
             {"prefixes": [[4] * 4], "max_length": 5},
         ),
-        (ValueError, "argument 2 is shorter", [[5], [6]], {"prefixes": [[4]]}),
+        (ValueError, "more sources than prefixes", [[5], [6]], {"prefixes": [[4]]}),
         (
             ValueError,
             "eos_token_id holds 13, outside the target vocabulary",
             [[5]],
             {"eos_token_id": 13},
         ),
+        (ValueError, "decoder_start_token_id holds 13", [[5]], {"decoder_start_token_id": 13}),
         (ValueError, "bad_words_ids holds 20", [[5]], {"bad_words_ids": [[4, 20]]}),
     ],
 )
@@ -624,6 +700,24 @@ def test_no_rules_are_false():
     assert not rules_for(settings(), VOCABULARY)
     assert rules_for(settings(bad_words_ids=[[PAD]]), VOCABULARY).only_bans
     assert not rules_for(settings(bad_words_ids=[[EOS]]), VOCABULARY), "the end is no bad word"
+
+
+def test_bans_are_taken_out_as_if_by_themselves(random):
+    """All of them at once, and the weight of what went."""
+    how = settings(
+        **{"no_repeat_ngram_size": 2, "min_length": 5, "bad_words_ids": [[5], [6, 7], [8, 9, 10]]},
+        **{"suppress_tokens": [5, 11], "begin_suppress_tokens": [6, 5]},
+    )
+    rules = rules_for(how, VOCABULARY)
+    one, lengths = np.ones(8, np.int64), np.arange(1, 9)
+    held = Targets(random.rng.integers(4, 9, (8, 8)), lengths, one, 8 * one)
+    scores = random.normal(8, VOCABULARY)
+    expected, taken = scores.copy(), scores.copy()
+    rules(expected, held)
+    gone = rules.take_out(taken, held)
+    np.testing.assert_array_equal(taken, expected)
+    weight = np.where(np.isinf(expected), np.exp(scores.astype(np.float64)), 0).sum(axis=1)
+    np.testing.assert_allclose(gone, np.log(weight))
 
 
 @pytest.mark.parametrize("module", ["scheduler", "scoring", "settings"])

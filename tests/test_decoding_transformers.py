@@ -179,6 +179,10 @@ RULES = {
         "forced_bos_token_id": 12,
     },
     "renormalize": {"renormalize_logits": True, "suppress_tokens": [5, 6]},
+    "renormalize_forced": {
+        **{"renormalize_logits": True, "bad_words_ids": [[PAD], [4, 5]], "min_length": 4},
+        **{"forced_bos_token_id": 17, "forced_eos_token_id": EOS},
+    },
     "remove_invalid": {"remove_invalid_values": True, "suppress_tokens": [5, 6]},
     "several_ends": {"eos_token_id": [EOS, 11, 23]},
     "max_length": {"max_length": 8},

@@ -41,7 +41,11 @@ constexpr int panels_for(int rows) {
   return fit < 1 ? 1 : fit > kMaxPanels ? kMaxPanels : fit;
 }
 
-constexpr int kMaxTile = kMr * kNr > kMaxPanels * 3 * kNr ? kMr * kNr : kMaxPanels * 3 * kNr;
+// Rows whose running totals wait while others use the same weights; a block of more is cut.
+constexpr int kMostTiles = 112 / kMr;
+constexpr int kTileFloats = kMr * kNr;
+static_assert(Vec::kRegisters * 3 / 4 / kPanelVecs <= kMr,
+              "panels side by side are no larger than the highest tile");
 
 // One register tile's operands and where its result goes.
 struct Tile {
@@ -55,17 +59,29 @@ struct Tile {
   float* out;
   int64_t out_stride;
   float* totals;  // room for a tile
+  // Depth steps to take; the totals wait where these are not the last.
+  int64_t from, to;
+  // Weights of a later unit to ask for meanwhile, so many floats with every step.
+  const float* later;
+  int64_t later_step;
   // What to ask for meanwhile, of every depth block of the rows below (null: nothing): floats [from, to).
   const float* next_x;
   int64_t next_from;
   int64_t next_to;
 };
 
-// Sums over one depth block, from zero. Fresh weights are asked for `ahead` floats before their turn. Two or four
-// steps in one gain nothing with 32 registers and cost 3 to 18% with 16.
-template <int Rows, int Panels, bool Fresh>
+// Weights to ask for while others are used.
+struct Ahead {
+  int64_t near;        // floats by which fresh weights are asked for before their turn
+  const float* later;  // see Tile
+  int64_t later_step;
+};
+
+// Sums over one depth block, from zero. Two or four steps in one gain nothing with 32 registers and cost 3 to
+// 18% with 16.
+template <int Rows, int Panels, bool Fresh, bool Later>
 FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, int64_t panel_stride,
-                             int64_t depth, int64_t ahead, Vec (&sum)[Rows][Panels * kPanelVecs]) {
+                             int64_t depth, Ahead ahead, Vec (&sum)[Rows][Panels * kPanelVecs]) {
   FASTMHA_UNROLL
   for (int row = 0; row < Rows; ++row) {
     FASTMHA_UNROLL
@@ -86,8 +102,12 @@ FASTMHA_INLINE void multiply(const float* x, int64_t x_stride, const float* w, i
     if constexpr (Fresh) {
       FASTMHA_UNROLL
       for (int line = 0; line < Panels * kPanelLines; ++line) {
-        __builtin_prefetch(w + line / kPanelLines * panel_stride + ahead + line % kPanelLines * kLine);
+        __builtin_prefetch(w + line / kPanelLines * panel_stride + ahead.near + line % kPanelLines * kLine);
       }
+    }
+    if constexpr (Later) {
+      __builtin_prefetch(ahead.later, 0, 2);  // into L2
+      ahead.later += ahead.later_step;
     }
     w += kNr;
     ++x;
@@ -151,30 +171,34 @@ FASTMHA_INLINE void prefetch_ahead(const GemmBlock& block, const Tile& tile, int
   }
 }
 
-// out <- max(x W^T + bias, floor) + residual over the whole depth. The running totals wait in L1 while a
-// block is summed: an addition per kDepthBlock FMAs.
+// out <- max(x W^T + bias, floor) + residual, once the last depth step is taken. The running totals wait in
+// L1 while a block is summed: an addition per kDepthBlock FMAs.
 template <int Rows, int Panels>
 void run_tile(const GemmBlock& block, const Tile& tile) {
   constexpr int kVecs = Panels * kPanelVecs;
   const int64_t panel_stride = block.depth * kNr;
-  const int64_t ahead = (block.far_weight ? kFar : kNear) * kNr;
-  for (int64_t done = 0;;) {
+  Ahead ahead{(block.far_weight ? kFar : kNear) * kNr, tile.later, tile.later_step};
+  for (int64_t done = tile.from;;) {
     const int64_t depth = block.depth - done < kDepthBlock ? block.depth - done : kDepthBlock;
     const float* x = tile.x + done;
     const float* w = tile.weight + done * kNr;
     const bool last = done + depth >= block.depth;
     prefetch_ahead<Rows, kVecs>(block, tile, done, last);
     Vec sum[Rows][kVecs];
-    if (Panels > 1 || tile.fresh) {
-      multiply<Rows, Panels, true>(x, block.x_stride, w, panel_stride, depth, ahead, sum);
+    if constexpr (Panels > 1) {
+      multiply<Rows, Panels, true, false>(x, block.x_stride, w, panel_stride, depth, ahead, sum);
+    } else if (tile.fresh) {
+      multiply<Rows, Panels, true, true>(x, block.x_stride, w, panel_stride, depth, ahead, sum);
     } else {
-      multiply<Rows, Panels, false>(x, block.x_stride, w, panel_stride, depth, ahead, sum);
+      multiply<Rows, Panels, false, true>(x, block.x_stride, w, panel_stride, depth, ahead, sum);
     }
+    ahead.later += depth * tile.later_step;
     if (done > 0) add_totals(tile.totals, sum);
     if (!last) {
       store_rows(sum, tile.totals, kVecs * Vec::kLanes);
       done += depth;
-      continue;
+      if (done < tile.to) continue;
+      return;
     }
     const Vec floor = Vec::set1(tile.floor);
     FASTMHA_UNROLL
@@ -258,40 +282,58 @@ constexpr Kernels kKernels = make_kernels();
 
 int panels(int64_t rows) { return panels_for(static_cast<int>(rows < kMr ? rows : kMr)); }
 
-// Weights that stay in L2 (1 to 2 MiB on current servers) while all row tiles of a block pass over them.
-// Several panels rather than one, so that a tile writes a longer piece of each output row before it moves on:
-// 1 to 3 points of peak, most with many columns.
-constexpr int64_t kGroupFloats = 128 << 10;
+// Weights are used in units that stay in L2 (1 to 2 MiB on current servers) while all row tiles of a block
+// pass over them: several panels, or of deep ones a part. Several panels rather than one, so that a tile
+// writes a longer piece of each output row before it moves on: 1 to 3 points of peak, most with many columns.
+constexpr int64_t kUnitFloats = 128 << 10;
+// Where weights come in for the first time, the next unit is asked for meanwhile, so that memory works all
+// the time and not only while the first tile passes. Two threads, AVX-512, weights from memory: 16 rows of
+// 512 -> 2048 372 -> 436 GFLOP/s (69 -> 81% of plain reads), 4096 -> 4096 333 -> 424 (71 -> 90%), 64 rows 490
+// -> 508 and 468 -> 504; from L3 16 rows lose 1 to 2%, 64 nothing. Units of half this size: 16 rows within
+// 4%; of twice this size 388 of 445. Not to ask for fresh weights near their turn as well, since they should
+// be in L2: 16 rows 436 -> 395.
+constexpr int64_t kAskedUnitFloats = 32 << 10;
 
-// A row of tiles: rows [row, row + height) of columns [first, last).
+// Depth steps [from, to) of the panels of columns [first, last).
+struct Unit {
+  int64_t first, last;
+  int64_t from, to;
+};
+
+// A row of tiles that uses a unit: rows [row, row + height).
 struct TileRow {
   int64_t row, height;
-  int64_t first, last;
   int64_t wide;  // panels side by side
   bool fresh;    // see Tile
   bool next;     // the rows below are used next, and for the first time
+  const float* later;
+  int64_t later_step;
+  float* totals;
 };
 
-void run_row(const GemmBlock& block, Finish finish, const TileRow& part) {
-  alignas(64) float totals[kMaxTile];
+void run_row(const GemmBlock& block, Finish finish, const Unit& unit, const TileRow& part) {
   const bool simple = block.activation == Activation::kNone || block.activation == Activation::kRelu;
   Tile tile;
   tile.x = block.x + part.row * block.x_stride;
   tile.fresh = part.fresh;
   tile.floor = block.activation == Activation::kRelu ? 0.0f : -__builtin_inff();
   tile.residual_stride = block.residual_stride;
-  tile.totals = totals;
+  tile.totals = part.totals;
+  tile.from = unit.from;
+  tile.to = unit.to;
+  tile.later = part.later;
+  tile.later_step = part.later_step;
   tile.next_x = part.next ? tile.x + part.height * block.x_stride : nullptr;
-  for (int64_t column = part.first; column < part.last;) {
-    const int64_t rest = part.last - column;
+  for (int64_t column = unit.first; column < unit.last;) {
+    const int64_t rest = unit.last - column;
     const int64_t width = rest > (part.wide - 1) * kNr ? part.wide : 1;
     const int64_t columns = rest < width * kNr ? rest : width * kNr;
     const RunTile kernel = width == 1 ? kKernels.narrow[part.height - 1] : kKernels.wide[part.height - 1];
     tile.weight = block.weight + column * block.depth;
     tile.bias = block.bias + column;
     // Every tile of the row asks for its share.
-    tile.next_from = (column - part.first) * kDepthBlock / (part.last - part.first) / kLine * kLine;
-    tile.next_to = (column + columns - part.first) * kDepthBlock / (part.last - part.first) / kLine * kLine;
+    tile.next_from = (column - unit.first) * kDepthBlock / (unit.last - unit.first) / kLine * kLine;
+    tile.next_to = (column + columns - unit.first) * kDepthBlock / (unit.last - unit.first) / kLine * kLine;
     if (simple && columns == width * kNr) {
       tile.out = block.out + part.row * block.out_stride + column;
       tile.out_stride = block.out_stride;
@@ -299,31 +341,81 @@ void run_row(const GemmBlock& block, Finish finish, const TileRow& part) {
           block.residual == nullptr ? nullptr : block.residual + part.row * block.residual_stride + column;
       kernel(block, tile);
     } else {
-      tile.out = totals;
+      tile.out = part.totals;
       tile.out_stride = width * kNr;
       tile.residual = nullptr;
       kernel(block, tile);
-      finish(block, totals, width * kNr, part.height, part.row, column, columns);
+      if (unit.to == block.depth) {
+        finish(block, part.totals, width * kNr, part.height, part.row, column, columns);
+      }
     }
+    tile.later += (unit.to - unit.from) * part.later_step;
     column += columns;
+  }
+}
+
+// All rows of a block, few enough for their totals to wait, use one unit of its weights.
+void run_unit(const GemmBlock& block, Finish finish, const Unit& unit, int64_t tiles, float* totals) {
+  // Panels run side by side only where every weight is used once.
+  const int64_t wide = tiles == 1 ? panels(block.rows) : 1;
+  const float* weight = block.weight + unit.first * block.depth + unit.from * kNr;
+  const int64_t whole_panels = (unit.last - unit.first + kNr - 1) / kNr;
+  const int64_t floats = whole_panels * (unit.to - unit.from) * kNr;
+  const bool first_columns = unit.first == 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    TileRow part;
+    part.row = i * block.rows / tiles;
+    part.height = (i + 1) * block.rows / tiles - part.row;
+    part.wide = wide;
+    part.fresh = i == 0;
+    part.next = block.fresh_rows && first_columns && i + 1 < tiles;
+    part.later = weight + kAskedUnitFloats + i * floats / tiles;
+    part.later_step = (kNr + tiles - 1) / tiles;
+    if (part.later >= block.weight_end) {
+      part.later = weight;
+      part.later_step = 0;
+    }
+    part.totals = totals + i * kTileFloats;
+    run_row(block, finish, unit, part);
+  }
+}
+
+void run_rows(const GemmBlock& block, Finish finish) {
+  alignas(64) float totals[kMostTiles * kTileFloats];
+  const int64_t tiles = (block.rows + kMr - 1) / kMr;
+  const int64_t panel = block.depth * kNr;
+  const int64_t unit = block.weight_end == nullptr ? kUnitFloats : kAskedUnitFloats;
+  int64_t columns = block.columns, depth = block.depth;
+  if (tiles > 1 && panel <= unit) {
+    columns = unit / (panel + 1) * kNr;
+  } else if (tiles > 1) {
+    columns = kNr;
+    depth = unit / kNr / kDepthBlock * kDepthBlock;
+  }
+  if (columns < kNr) columns = kNr;
+  for (int64_t first = 0; first < block.columns; first += columns) {
+    const int64_t last = block.columns - first < columns ? block.columns : first + columns;
+    for (int64_t from = 0;;) {
+      const int64_t to = block.depth - from < depth ? block.depth : from + depth;
+      run_unit(block, finish, {first, last, from, to}, tiles, totals);
+      from = to;
+      if (from >= block.depth) break;
+    }
   }
 }
 
 void run_block(const GemmBlock& block) {
   const Finish finish = finish_for(block.activation);
-  const int64_t tiles = (block.rows + kMr - 1) / kMr;
-  // Panels run side by side only where every weight is used once.
-  const int64_t wide = tiles == 1 ? panels(block.rows) : 1;
-  const int64_t fitting = kGroupFloats / (block.depth * kNr + 1);
-  const int64_t group = tiles == 1 ? block.columns : (fitting < 1 ? 1 : fitting) * kNr;
-  for (int64_t first = 0; first < block.columns; first += group) {
-    const int64_t last = block.columns - first < group ? block.columns : first + group;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t row = i * block.rows / tiles;
-      const int64_t height = (i + 1) * block.rows / tiles - row;
-      run_row(block, finish,
-              {row, height, first, last, wide, i == 0, block.fresh_rows && first == 0 && i + 1 < tiles});
-    }
+  constexpr int64_t kMostRows = int64_t{kMostTiles} * kMr;
+  const int64_t parts = (block.rows + kMostRows - 1) / kMostRows;
+  GemmBlock part = block;
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t row = i * block.rows / parts;
+    part.rows = (i + 1) * block.rows / parts - row;
+    part.x = block.x + row * block.x_stride;
+    part.out = block.out + row * block.out_stride;
+    if (block.residual != nullptr) part.residual = block.residual + row * block.residual_stride;
+    run_rows(part, finish);
   }
 }
 

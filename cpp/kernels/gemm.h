@@ -22,9 +22,12 @@ struct GemmBlock {
   int64_t x_stride = 0;      // from row to row, as the other strides
   int64_t rows = 0;
   int64_t depth = 0;
-  bool fresh_rows = false;          // a hint: x is read for the first time and from far away
-  const float* weight = nullptr;    // the panel of the first column
-  bool far_weight = false;          // a hint: it comes from memory
+  bool fresh_rows = false;        // a hint: x is read for the first time and from far away
+  const float* weight = nullptr;  // the panel of the first column
+  bool far_weight = false;        // a hint: it comes from memory
+  // A hint: the weights up to here are read for the first time, by this block and those after it. Null: they
+  // are in a cache already.
+  const float* weight_end = nullptr;
   const float* bias = nullptr;      // for whole panels: zeros in the padding and where the layer has none
   const float* residual = nullptr;  // or null
   int64_t residual_stride = 0;

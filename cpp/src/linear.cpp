@@ -76,6 +76,7 @@ GemmBlock gemm_block(const PackedWeight& weight, Activation activation, const Co
   block.depth = weight.in_features();
   block.far_weight = weight.nbytes() > kCachedBytes;
   block.weight = weight.panel(part.column / weight.kernels().nr);
+  block.weight_end = weight.panel(weight.panels());
   block.bias = weight.bias() + part.column;
   if (!residual.empty()) {
     block.residual = residual.data + part.row * residual.strides[0] + part.column;
@@ -99,6 +100,8 @@ void run_linear(const PackedWeight& weight, Activation activation, const ConstVi
   parallel_for(plan.tasks(), plan.threads, [&](int64_t task, int thread) {
     const LinearTask part = plan.task(task);
     GemmBlock block = gemm_block(weight, activation, x, out, residual, part);
+    // Further blocks of rows find the panels in a cache. (4096 x 768 -> 3072 loses 2% by asking for them.)
+    if (plan.row_blocks > 1) block.weight_end = nullptr;
     block.fresh_rows = plan.column_blocks == 1 && plan.copied_stride == 0;
     if (plan.copied_stride != 0) {
       float* copy = scratch.slice(thread);

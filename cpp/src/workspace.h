@@ -10,7 +10,8 @@ namespace fastmha {
 // belongs to the calling thread and only grows (to 16 MiB a slice; more is given back), so that repeated calls
 // neither allocate nor page-fault. None grows with q_len x kv_len; per thread:
 //
-//   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim
+//   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim; shared by all threads: a
+//                         relative bias, per head a float for each distance that occurs
 //   short sequences       22 KB
 //   decoding              a piece's scores, some KB; shared by all threads: (2 + value_dim) floats per head and
 //                         256 keys

@@ -233,6 +233,30 @@ TEST(ranges_run_every_task_once) {
   }
 }
 
+// A block of any height: more rows than wait together for a unit of weights, and panels that are longer than a unit.
+TEST(a_block_of_many_rows_and_deep_panels) {
+  for (const Isa* isa : runnable_isas()) {
+    for (const Activation function : {Activation::kRelu, Activation::kSilu}) {
+      for (int64_t depth : {int64_t{300}, int64_t{5000}}) {
+        const Problem p(20 * isa->gemm->mr + 3, depth, 2 * isa->gemm->nr + 5, 0, 53);
+        const PackedWeight packed(*isa->gemm, p.weight_view(), p.bias_view());
+        std::vector<float> out = p.make_out(), alone = p.make_out();
+        const LinearTask all{0, p.rows, 0, p.columns};
+        isa->gemm->block(gemm_block(packed, function, p.x_view(), p.out_view(out), p.residual_view(), all));
+        for (int64_t row = 0; row < p.rows; ++row) {
+          isa->gemm->block(gemm_block(packed, function, p.x_view(), p.out_view(alone), p.residual_view(),
+                                      {row, 1, 0, p.columns}));
+        }
+        for (size_t i = 0; i < out.size(); ++i) {
+          CHECK(same_bits(out[i], alone[i]), isa->gemm->name, " depth ", depth, " at ", i, ": ", out[i],
+                ", alone ", alone[i]);
+        }
+        if (depth == 300) check_problem(*isa, p, function, true, true);
+      }
+    }
+  }
+}
+
 // 24 panels for two threads: 16 column blocks would be of one panel and of two.
 TEST(threads_get_equal_shares) {
   set_num_threads(2);

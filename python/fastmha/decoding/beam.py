@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastmha import _core
-from fastmha._types import Bool, Float32, Int64
+from fastmha._types import Bool, Float32, Float64, Int64
 from fastmha.decoding.rules import Rules
 from fastmha.decoding.settings import GenerationSettings
-from fastmha.decoding.targets import Float64, Growing, Hypothesis, Prompt, among, force
+from fastmha.decoding.targets import Growing, Hypothesis, Prompt, among, force
 
 __all__ = ["BeamSearch"]
 
@@ -215,21 +215,22 @@ def _best_tokens(
     if not rules.only_bans:
         logits -= _core.top_k(logits, 1)[2][:, None]
         rules(logits, held)
-        values, tokens, _ = _core.top_k(logits, count)
+        values, tokens, sums = _core.top_k(logits, count)
+        if rules.renormalize:
+            return _normalised(values, sums.astype(np.float64)), tokens
         return values.astype(np.float64), tokens
-    # What is banned still counts in the sum that probabilities are divided by. Adding it again
-    # costs less than a pass over the vocabulary for the sum before it is banned.
-    rows, banned = rules.banned(held, logits.shape)
-    taken = logits[rows, banned].astype(np.float64)
-    logits[rows, banned] = -np.inf
-    values, tokens, left = _core.top_k(logits, count)
-    total = left.astype(np.float64)
-    np.logaddexp.at(total, rows, taken)
+    gone = rules.take_out(logits, held)
+    values, tokens, sums = _core.top_k(logits, count)
+    total = sums.astype(np.float64)
+    if gone is not None and not rules.renormalize:
+        # What is banned still counts in the sum that probabilities are divided by. Adding it again
+        # costs less than a pass over the vocabulary for the sum before it is banned.
+        total = np.logaddexp(total, gone)
     scores = _normalised(values, total)
     for rows, forced in force(rules, held):
         some = forced[:count]
         scores[rows] = -np.inf
-        scores[rows, : len(some)] = 0.0
+        scores[rows, : len(some)] = -np.log(len(forced)) if rules.renormalize else 0.0
         tokens[rows, : len(some)] = some
     return scores, tokens
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastmha import _core
-from fastmha._types import Bool, Float32, Int64
+from fastmha._types import Bool, Float32, Float64, Int64
 from fastmha.decoding.draw import draw
 from fastmha.decoding.rules import Rules
 from fastmha.decoding.settings import GenerationSettings
-from fastmha.decoding.targets import Float64, Growing, Hypothesis, Prompt, among, force
+from fastmha.decoding.targets import Growing, Hypothesis, Prompt, among, force
 
 __all__ = ["Chains"]
 

@@ -3,9 +3,8 @@
 import numpy as np
 
 from fastmha import _core
-from fastmha._types import Float32, Int64
+from fastmha._types import Float32, Float64, Int64
 from fastmha.decoding.settings import GenerationSettings
-from fastmha.decoding.targets import Float64
 
 __all__ = ["draw"]
 

@@ -142,28 +142,6 @@ class EncoderDecoder(Module):
         )
         return self._logits(x[::2].copy() if lonely else x)
 
-    def attention_weights(
-        self, source: Int64, target: Int64
-    ) -> tuple[list[Float32], list[Float32], list[Float32]]:
-        """Of one sentence pair, per layer: encoder (heads, S, S), decoder (heads, T, T), decoder to
-        encoder (heads, T, S)."""
-        what = "attention_weights"
-        bounds = np.array([0, len(source)])
-        source, bounds = _checked(what, "source", source, bounds, self.source_vocab_size)
-        _check_longest(what, "source", bounds, self.max_source_length)
-        target, ends = _checked(what, "target", target, np.array([0, len(target)]), self.vocab_size)
-        _check_longest(what, "target", ends, self.max_target_length)
-        in_encoder, in_decoder = self._biases()
-        rows = self._embed_source(source, bounds)
-        memory, encoder = self.encoder(rows[None], return_weights=True, relative_bias=in_encoder)
-        rows = self._embed_target(target, np.arange(len(target)))
-        _, decoder = self.decoder(rows[None], memory, return_weights=True, relative_bias=in_decoder)
-        return (
-            [weights[0] for weights in encoder],
-            [own[0] for own, _ in decoder],
-            [cross[0] for _, cross in decoder],
-        )
-
     def _encode(self, ids: Int64, cu_seqlens: Int64) -> Float32:
         x: Float32 = self.encoder(
             self._embed_source(ids, cu_seqlens),
