@@ -11,7 +11,7 @@ import transformers
 from checkpoints import rewrite_config
 from conftest import assert_same_bits
 from fastmha.families import SEQ2SEQ_FAMILIES as OURS
-from fastmha.families.t5 import buckets
+from fastmha.families.distances import buckets
 from safetensors.numpy import load_file, save_file
 from seq2seq_checkpoints import (
     EOS,
