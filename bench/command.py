@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from bench.results import Run
 
 # Of the modules in bench.workloads, which import NumPy.
-SUITES = ("attention", "decode", "linear", "norm", "blocks", "scaling")
-# Other processes: scaling over threads, and beside a busy PyTorch.
-PROCESSES = ("threads", "beside")
+SUITES = ("attention", "decode", "linear", "norm", "blocks", "encode", "generate", "scaling")
+# Other processes: scaling over threads, beside a busy PyTorch, from the start to an embedding.
+PROCESSES = ("threads", "beside", "startup")
 INTERRUPTED = 130  # the exit status that shells give Ctrl-C
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="fastmha beside NumPy, PyTorch, ONNX Runtime and OpenVINO: same inputs, same "
-        "answers, same threads. Without options: everything, in about ten minutes.",
+        description="fastmha beside NumPy, PyTorch, ONNX Runtime, OpenVINO, transformers and "
+        "CTranslate2: same inputs, same answers, same threads. Without options: everything, in "
+        "about twenty minutes.",
     )
     parser.add_argument(
         "--suite",
@@ -104,6 +105,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen and not processes:
         print("no workload matches; --list names them", file=sys.stderr)
         return 2
+    for absent in dict.fromkeys(each.absent for each in chosen if each.absent):
+        print(f"left out: {absent}", file=sys.stderr)
+    chosen = [workload for workload in chosen if not workload.absent]
+    if not chosen and not processes:
+        return 2
     machine = environment.facts(threads, present, missing)
     print(environment.headline(machine))
     if missing:
@@ -162,7 +168,7 @@ def measure_all(
 
 def run_processes(run: "Run", names: list[str], threads: int, options: argparse.Namespace) -> None:
     """One that fails is named in the run, and takes nothing else with it."""
-    from bench import beside, thread_scaling
+    from bench import beside, startup, thread_scaling
 
     if "threads" in names:
         for count in thread_scaling.counts(threads):
@@ -175,6 +181,11 @@ def run_processes(run: "Run", names: list[str], threads: int, options: argparse.
             run.beside = beside.measure(threads, options.quick)
         except Exception as error:
             run.unfinished["beside PyTorch"] = reason(error)
+    if "startup" in names:
+        try:
+            run.startup = startup.measure(run.machine["versions"], options.quick)
+        except Exception as error:
+            run.unfinished["first embedding"] = reason(error)
 
 
 def reason(error: Exception) -> str:

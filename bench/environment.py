@@ -19,6 +19,7 @@ SAME_ISA = {
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell",
         "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
     },
@@ -26,11 +27,12 @@ SAME_ISA = {
         "ATEN_CPU_CAPABILITY": "default",
         "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "CT2_FORCE_CPU_ISA": "GENERIC",
         "OPENBLAS_CORETYPE": "Nehalem",
         "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
     },
 }
-CAN_BE_LIMITED = ("fastmha", "torch", "numpy")
+CAN_BE_LIMITED = ("fastmha", "torch", "numpy", "transformers", "ctranslate2", "ctranslate2_int8")
 
 
 def limit_rivals() -> list[str] | None:

@@ -69,13 +69,17 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def layer_norm(
-    x: Array, weight: Array | None, bias: Array | None, residual: Array | None = None
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    residual: Array | None = None,
+    eps: float = 1e-5,
 ) -> Array:
-    """(z - mean) / sqrt(var + 1e-5) * weight + bias with z = x + residual."""
+    """(z - mean) / sqrt(var + eps) * weight + bias with z = x + residual."""
     z = x if residual is None else x + residual
     centred = z - z.mean(-1, keepdims=True)
     scale = np.einsum("...i,...i->...", centred, centred)[..., None] / x.shape[-1]
-    centred /= np.sqrt(scale + x.dtype.type(1e-5))
+    centred /= np.sqrt(scale + x.dtype.type(eps))
     centred *= weight
     centred += bias
     return centred
@@ -153,3 +157,32 @@ def _multi_head(
     joined = attention(*map(heads_of, (query, key, value)), visible=visible)
     rows = joined.swapaxes(1, 2).reshape(x.shape)
     return linear(rows, state[f"{prefix}out_proj.weight"], state[f"{prefix}out_proj.bias"])
+
+
+def sentence(state: dict[str, Array], heads: int, eps: float, ids: Array) -> Array:
+    """The embedding of one text by a BERT: the mean of its hidden states, at length 1. The names in
+    `state` are those of the checkpoint."""
+
+    def of(name: str) -> tuple[Array, Array]:
+        return state[f"{name}.weight"], state[f"{name}.bias"]
+
+    def normed(name: str, x: Array, residual: Array | None = None) -> Array:
+        return layer_norm(x, *of(f"{name}.LayerNorm"), residual, eps)
+
+    def heads_of(rows: Array) -> Array:  # (L, d) -> (H, L, d / H)
+        return rows.reshape(len(rows), heads, -1).swapaxes(0, 1)
+
+    words, positions, types = (
+        state[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")
+    )
+    x = normed("embeddings", words[ids] + positions[: len(ids)] + types[0])
+    layers = sum(name.endswith("intermediate.dense.bias") for name in state)
+    for layer in (f"encoder.layer.{n}" for n in range(layers)):
+        parts = (linear(x, *of(f"{layer}.attention.self.{p}")) for p in ("query", "key", "value"))
+        joined = attention(*map(heads_of, parts)).swapaxes(0, 1).reshape(x.shape)
+        output = f"{layer}.attention.output"
+        x = normed(output, linear(joined, *of(f"{output}.dense")), x)
+        hidden = gelu_exact(linear(x, *of(f"{layer}.intermediate.dense")))
+        x = normed(f"{layer}.output", linear(hidden, *of(f"{layer}.output.dense")), x)
+    pooled = x.mean(0)
+    return pooled / np.sqrt(pooled @ pooled)

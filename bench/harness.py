@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.limits import Limits, Traffic
-from bench.problems import Attention, Problem
+from bench.problems import Attention, Generation, Problem
 from bench.results import Result, Target, Timing, Way
-from bench.rivals import OURS, Call, label, rival_of
+from bench.rivals import LESS_PRECISE, OURS, Call, label, rival_of
 
 # Which threads a rival computes on, and for how long they spin after a call before they sleep, in
 # seconds: measured as the pause after which another rival is as fast as alone. fastmha and torch
@@ -29,6 +29,10 @@ POOLS = {
     "numpy": ("OpenBLAS", 0.002),
     "onnxruntime": ("ONNX Runtime", 0.05),
     "openvino": ("TBB", 0.002),
+    "transformers": ("OpenMP", 0.02),
+    # OpenMP's too, but a library of its own, and a pool for each translator
+    "ctranslate2": ("CTranslate2", 0.005),
+    "ctranslate2_int8": ("CTranslate2, int8", 0.005),
 }
 
 Answer = NDArray[Any]
@@ -53,6 +57,8 @@ class Workload:
     axis: tuple[str, int] | None = None  # of the workloads that make a curve: its name and place
     bound: str = "either"  # see `Result.bound`
     rivals: tuple[str, ...] | None = None  # not all of them
+    absent: str | None = None  # why it cannot be measured here: something is not installed
+    work: tuple[int, str] | None = None  # so many of what a user counts by: 32 tokens
 
 
 @dataclass
@@ -65,6 +71,8 @@ class Case:
     checked_part: Callable[[Answer], Answer] = lambda answer: answer
     left_out: dict[str, str] = field(default_factory=dict)  # and why
     unchecked: tuple[str, ...] = ()  # computes something else: our plain call
+    # where no tolerance tells right from wrong: an answer's error, and a complaint or ""
+    judge: Callable[[Answer], tuple[float, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ def make_case(workload: Workload, rivals: Iterable[ModuleType]) -> Case:
     """The problem as every rival says it."""
     problem = workload.make()
     case = Case({}, problem.expected(), problem.tolerance, problem.checked_part)
+    if isinstance(problem, Generation):
+        case.judge = problem.judge
     for rival in rivals:
         if workload.rivals is not None and rival.NAME not in workload.rivals:
             continue
@@ -123,6 +133,11 @@ def error_of(case: Case, name: str) -> float:
     """The largest error of a call; an AssertionError where it is beyond the tolerance."""
     call = case.calls[name]
     answer = case.checked_part(as_array(call.read(call.run())))
+    if case.judge is not None:
+        error, complaint = case.judge(answer)
+        if complaint and rival_of(name) not in LESS_PRECISE:
+            raise AssertionError(f"{name}: {complaint}")
+        return error
     if answer.shape != case.expected.shape:
         raise AssertionError(f"{name} returns {answer.shape}, expected {case.expected.shape}")
     difference = np.abs(answer - case.expected)
@@ -281,6 +296,7 @@ def run(
         bound=workload.bound,
         error_factor=workload.error_factor,
         stream=workload.traffic.stream,
+        work=workload.work,
     )
     case = make_case(workload, rivals)
     try:

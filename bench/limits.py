@@ -76,6 +76,7 @@ class Traffic:
 
     read: float
     written: float
+    passes: int = 1  # so many times over the same data, of which each part is read once a pass
 
     @property
     def total(self) -> float:
@@ -91,7 +92,7 @@ class Traffic:
     @property
     def megabytes(self) -> int:
         """Data that fits a cache moves at the cache's speed: compare with as many bytes."""
-        return min(MEMORY_MEGABYTES, max(1, round(self.total / 1e6)))
+        return min(MEMORY_MEGABYTES, max(1, round(self.total / self.passes / 1e6)))
 
 
 class Limits:

@@ -5,15 +5,19 @@ computes it.
 """
 
 import itertools
+import json
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench import formulas
+from bench.generation import Generated, Network, disagreement
+from bench.marian import Marian
 
 Array = NDArray[Any]
 
@@ -24,6 +28,8 @@ CHECKED_SCORES = 2**23
 CHECKED_ROWS = 64
 # of the sequences of a batch, every n-th is checked: float64 takes twice the time of float32
 CHECKED_TOKENS = 1024
+# the same of texts, whose network has six gelus
+CHECKED_TEXT_TOKENS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,4 +245,130 @@ class Block:
         return 2.0**-24 * (self.d_model if self.kind == "attention" else self.d_ff)
 
 
-Problem = Attention | Ragged | Linear | RowOperation | Block
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Texts that a rival runs together, padded to the longest of them."""
+
+    places: Array  # (n,): which texts they are
+    ids: Array  # (n, L) int64, 0 where there is padding
+    lengths: Array  # (n,) int64
+
+    @property
+    def padded(self) -> bool:
+        return bool((self.lengths < self.ids.shape[1]).any())
+
+    @property
+    def mask(self) -> Array:
+        """(n, L): True where there is a token."""
+        return np.arange(self.ids.shape[1]) < self.lengths[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """The embeddings of texts by the BERT in a directory: token ids in, the mean of the hidden
+    states at length 1 out, (N, d_model)."""
+
+    directory: Path
+    ids: tuple[Array, ...]  # of each text, int64
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads((self.directory / "config.json").read_text("utf-8"))
+        return read
+
+    @cached_property
+    def state(self) -> dict[str, Array]:
+        """The weights under their names in the checkpoint."""
+        from safetensors.numpy import load_file
+
+        return dict(load_file(self.directory / "model.safetensors"))
+
+    @property
+    def heads(self) -> int:
+        return int(self.config["num_attention_heads"])
+
+    @property
+    def eps(self) -> float:
+        return float(self.config["layer_norm_eps"])
+
+    def groups(self, size: int) -> list[Group]:
+        """Texts sorted by length, up to `size` together: what a rival that pads does best."""
+        order = np.argsort([-len(ids) for ids in self.ids], kind="stable")
+        found = []
+        for first in range(0, len(order), size):
+            places = order[first : first + size]
+            lengths = np.array([len(self.ids[n]) for n in places])
+            padded = np.zeros((len(places), lengths.max()), np.int64)
+            for row, n in zip(padded, places, strict=True):
+                row[: len(self.ids[n])] = self.ids[n]
+            found.append(Group(places, padded, lengths))
+        return found
+
+    @property
+    def groupings(self) -> dict[str, list[Group]]:
+        """Ways to run them: all together, some together, one by one."""
+        count = len(self.ids)
+        if count == 1:
+            return {"": self.groups(1)}
+        ways = {"one batch": self.groups(count)}
+        if count > 8:
+            ways["batches of 8"] = self.groups(8)
+        return ways | {"one by one": self.groups(1)}
+
+    @property
+    def checked(self) -> slice:
+        """The texts whose answer is known in float64."""
+        return slice(None, None, math.ceil(sum(map(len, self.ids)) / CHECKED_TEXT_TOKENS))
+
+    def expected(self) -> Array:
+        double = {name: array.astype(np.float64) for name, array in self.state.items()}
+        return np.array(
+            [formulas.sentence(double, self.heads, self.eps, i) for i in self.ids[self.checked]]
+        )
+
+    def checked_part(self, answer: Array) -> Array:
+        return answer[self.checked]
+
+    @property
+    def tolerance(self) -> float:
+        """Numbers near 0.05, which six layers with norms have rounded: some 2^-24 each."""
+        return 2.0**-19
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Sources to targets of exactly so many tokens: the best of `beam_size` hypotheses."""
+
+    network: Marian
+    sources: Array  # (B, S) ids, an end token last
+    count: int
+    beam_size: int
+
+    @cached_property
+    def generated(self) -> Generated:
+        return float64_network(self.network).search(self.sources, self.count, self.beam_size)
+
+    def expected(self) -> Array:
+        return self.generated.tokens
+
+    def checked_part(self, answer: Array) -> Array:
+        return answer
+
+    def judge(self, answer: Array) -> tuple[float, str]:
+        """The part of the tokens that are others than in float64, and why that is wrong, or ""."""
+        expected, greedy = self.generated, self.beam_size == 1
+        if answer.shape != expected.tokens.shape:
+            return 1.0, f"returns {answer.shape} tokens, expected {expected.tokens.shape}"
+        network = float64_network(self.network)
+        complaint = disagreement(network, self.sources, expected, answer, greedy=greedy)
+        return float((answer != expected.tokens).mean()), complaint
+
+    tolerance = 0.0
+
+
+@lru_cache(maxsize=1)
+def float64_network(marian: Marian) -> Network:
+    return Network(marian)
+
+
+Problem = Attention | Ragged | Linear | RowOperation | Block | Sentences | Generation

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.rivals import OURS, rival_of
+from bench.rivals import LESS_PRECISE, OURS, rival_of
 
 # Raised when a field changes its meaning; a reader refuses what it does not know.
 SCHEMA = 2
@@ -20,6 +20,9 @@ PLAIN_FACTOR = 1.3
 # Asked of a whole run: two threads where arithmetic is the limit, a call beside a busy PyTorch, and
 # the AVX2 share of its own limit as a part of the AVX-512 share.
 TWO_THREADS, BESIDE_TORCH, OTHER_ISA = 1.9, 1.10, 0.93
+# From the start of a process to its first embedding by all-MiniLM-L6-v2, and the memory until then.
+FIRST_EMBEDDING = "first embedding of a process"
+FIRST_SECONDS, FIRST_BYTES = 0.33, 150e6
 # Below this a call is mostly its own overhead, which has no part in a limit.
 OVERHEAD = 20e-6
 
@@ -32,7 +35,10 @@ class Target:
     numpy: float | None = None
     share: float | None = None  # of the limit
     seconds: float | None = None
+    of_peak: float | None = None  # of the multiply-add peak, whatever the limit is
     way: str | None = None  # PyTorch's way that is meant, where it is not the fastest
+    ctranslate2: float | None = None
+    best: float | None = None  # times as fast as the fastest rival in float32
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Verdict:
     wanted: float
     found: float
     reached: bool
-    unit: str  # "x", "%", "s"
+    unit: str  # "x", "<x", "%", "s", "B"
 
 
 @dataclass
@@ -88,6 +94,7 @@ class Result:
     failure: str | None = None  # our answer was wrong: nothing was timed
     peak_gflops: float = 0.0  # the limits: the better of those before and after
     peak_gbps: float = 0.0
+    work: tuple[int, str] | None = None  # so many of what a user counts by: 32 tokens
 
     # ---- ways and rivals -------------------------------------------------------------------------
 
@@ -126,12 +133,20 @@ class Result:
         return None if best is None else self.ratio(best)
 
     @property
+    def against_best(self) -> float | None:
+        """The ratio of the fastest rival, of those that compute in float32."""
+        ratios = [self.against(r) for r in self.rivals if r != OURS and r not in LESS_PRECISE]
+        return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+    @property
     def slower_than(self) -> list[str]:
         """Rivals whose best way is faster than our best one."""
         return [
             rival
             for rival in self.rivals
-            if rival != OURS and (ratio := self.against(rival)) is not None and ratio < 1
+            if rival not in (OURS, *LESS_PRECISE)
+            and (ratio := self.against(rival)) is not None
+            and ratio < 1
         ]
 
     # ---- limits ----------------------------------------------------------------------------------
@@ -168,6 +183,11 @@ class Result:
 
     def gbps(self, name: str) -> float:
         return self.total_bytes / self.median(name) * 1e-9
+
+    def rate(self, name: str) -> float:
+        """Of `work`, per second."""
+        assert self.work is not None, self.name
+        return self.work[0] / self.median(name)
 
     @property
     def is_overhead(self) -> bool:
@@ -206,6 +226,16 @@ class Result:
             ratio = self.ratio(named) if named in self.ways else self.against(rival)
             if wanted is not None and ratio is not None:
                 found.append(Verdict(f"x {rival}", wanted, ratio, ratio >= wanted, "x"))
+        for what, wanted, ratio in (
+            ("ctranslate2", target.ctranslate2, self.against("ctranslate2")),
+            ("the best rival", target.best, self.against_best),
+        ):
+            if wanted is not None and ratio is not None:
+                found.append(Verdict(f"x {what}", wanted, ratio, ratio >= wanted, "x"))
+        if target.of_peak is not None:
+            share = self.gflops(self.ours) / self.peak_gflops
+            reached = share >= target.of_peak
+            found.append(Verdict("of the FMA peak", target.of_peak, share, reached, "%"))
         if target.share is not None:
             share = self.share(self.ours)
             reached = share >= target.share
@@ -233,6 +263,7 @@ class Run:
     threads: list[dict[str, Any]] = field(default_factory=list)  # {name, threads, way: median}
     beside: list[dict[str, Any]] = field(default_factory=list)  # {name, alone, beside}
     unfinished: dict[str, str] = field(default_factory=dict)  # what could not be measured, and why
+    startup: list[dict[str, Any]] = field(default_factory=list)  # {rival, seconds, bytes, rounds}
 
     @property
     def measured(self) -> list[Result]:
@@ -253,7 +284,8 @@ class Run:
     def verdicts(self) -> list[tuple[str, Verdict]]:
         """All that was asked for, by workload: what a result says itself, and what takes a run."""
         found = [(result.name, verdict) for result in self.measured for verdict in result.verdicts]
-        return [*found, *self._against_numpy(), *self._thread_scaling(), *self._beside()]
+        found += [*self._against_numpy(), *self._thread_scaling()]
+        return [*found, *self._beside(), *self._startup()]
 
     def _against_numpy(self) -> Iterator[tuple[str, Verdict]]:
         """Generic code is asked for no more than NumPy's speed with the same instructions."""
@@ -282,6 +314,16 @@ class Run:
                 "of the time alone, beside PyTorch", BESIDE_TORCH, ratio, reached, "<x"
             )
             yield record["name"], verdict
+
+    def _startup(self) -> Iterator[tuple[str, Verdict]]:
+        for record in self.startup:
+            if record["rival"] != OURS:
+                continue
+            for what, wanted, found, unit in (
+                ("time", FIRST_SECONDS, record["seconds"], "s"),
+                ("memory", FIRST_BYTES, record["bytes"], "B"),
+            ):
+                yield FIRST_EMBEDDING, Verdict(what, wanted, found, found <= wanted, unit)
 
 
 def isa_verdicts(first: Run, other: Run) -> list[tuple[str, Verdict]]:
@@ -330,13 +372,15 @@ def read(path: Path) -> Run:
         document["threads"],
         document["beside"],
         document.get("unfinished", {}),
+        document.get("startup", []),
     )
 
 
 def _result(record: dict[str, Any]) -> Result:
     fields = {name: value for name, value in record.items() if name != "derived"}
     fields["target"] = Target(**fields["target"])
-    fields["axis"] = tuple(fields["axis"]) if fields["axis"] else None
+    for name in ("axis", "work"):  # lists in JSON
+        fields[name] = tuple(fields[name]) if fields.get(name) else None
     fields["ways"] = {
         name: Way(Timing(**way["timing"]), way["error"]) for name, way in fields["ways"].items()
     }
@@ -353,6 +397,7 @@ def merged(runs: Iterable[Run]) -> Run:
         by_name.update({(result.suite, result.name): result for result in run.results})
         together.threads = run.threads or together.threads
         together.beside = run.beside or together.beside
+        together.startup = run.startup or together.startup
         together.unfinished |= run.unfinished
     together.results = list(by_name.values())
     return together

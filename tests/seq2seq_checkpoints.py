@@ -18,20 +18,27 @@ SIZES = {
     **{"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS},
     **{"decoder_start_token_id": EOS, "forced_eos_token_id": None},
 }
+T5_SIZES = {
+    **{"vocab_size": VOCAB, "d_model": 48, "d_kv": 20, "d_ff": 72, "num_heads": 3},
+    **{"num_layers": 2, "pad_token_id": 0, "eos_token_id": EOS, "decoder_start_token_id": 0},
+}
 # model_type -> names of transformers' classes, and the sizes
 FAMILIES = {
     "bart": ("BartConfig", "BartForConditionalGeneration", SIZES),
     "m2m_100": ("M2M100Config", "M2M100ForConditionalGeneration", SIZES),
     "marian": ("MarianConfig", "MarianMTModel", SIZES),
     "mbart": ("MBartConfig", "MBartForConditionalGeneration", SIZES),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration", T5_SIZES),
+    "t5": ("T5Config", "T5ForConditionalGeneration", T5_SIZES),
 }
 
 
 def write_checkpoint(
-    directory, model_type, *, seed=0, std=0.3, dtype=torch.float32, shards=None, **config
-):
-    """Write a checkpoint of weights that make for sharp logits; returns transformers' model in
-    float32."""
+    directory, model_type, *, seed=0, std=0.3, dtype=torch.float32, shards=None, change=None,
+    **config,
+):  # fmt: skip
+    """Write a checkpoint of weights that make for sharp logits, which `change` may change; returns
+    transformers' model in float32."""
     config_class, model_class, sizes = FAMILIES[model_type]
     torch.manual_seed(seed)
     made = getattr(transformers, config_class)(**{**sizes, **config})
@@ -44,8 +51,15 @@ def write_checkpoint(
             if fixed and "embed_positions" in name:
                 continue
             parameter.normal_(0, std)
+            # what T5 expects its weights to do, and a scale that it takes out of logits
+            if name.endswith("Attention.q.weight"):
+                parameter.mul_(made.d_kv**-0.5)
+            if name == "shared.weight" and getattr(made, "scale_decoder_outputs", False):
+                parameter.mul_(made.d_model**0.5)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)
+        if change is not None:
+            change(model)
     model.to(dtype)
     options = {} if shards is None else {"max_shard_size": shards}
     model.save_pretrained(directory, **options)

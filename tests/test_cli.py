@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoints import write_checkpoint
 from fastmha.attend_page import attend_page
-from fastmha.models import AttentionMaps
+from fastmha.translation_model import AttentionMaps
 
 HAMBURGER, IN_ENGLISH = "我想吃汉堡", "I want to eat a hamburger"
 UNKNOWN = "鲸"  # no sentence of the demo's grammar holds it
@@ -45,7 +45,7 @@ def model():
 @pytest.fixture(scope="module")
 def known(model):
     """Characters of the model's own vocabulary, to make sentences of any length."""
-    vocabulary = model._source_tokenizer.get_vocab()
+    vocabulary = model.texts.source.tokens
     return sorted(token for token in vocabulary if len(token) == 1 and token.strip())
 
 
@@ -79,7 +79,7 @@ def test_ids_in_and_out_are_texts_in_and_out(model):
     assert ids[-1] == model.config.eos_token_id
     assert len(ids) == 6
     (out,), (score,) = model.generate([ids], return_scores=True)
-    assert model._target_tokenizer.decode(out.tolist()) == IN_ENGLISH
+    assert model.decode(out) == IN_ENGLISH
     assert -1 < score <= 0
     assert not set(out.tolist()) & {0, 1, 2}
     (state,) = model.forward([ids])
@@ -211,9 +211,7 @@ def test_translate_pipes_files_and_blank_lines(model, known, tmp_path):
 
 
 def test_translate_more_lines_than_a_chunk_keeps_the_order(model):
-    from fastmha.commands import CHUNK
-
-    lines = [HAMBURGER, "", HAMBURGER[:1]] * (CHUNK // 3 + 50)
+    lines = [HAMBURGER, "", HAMBURGER[:1]] * 400
     expected = model.translate(lines[:3])
     assert run("translate", stdin="\n".join(lines))[0].splitlines() == expected * (len(lines) // 3)
 

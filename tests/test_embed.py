@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checkpoints import write_checkpoint
 from conftest import Random, assert_same_bits
-from fastmha import embed_files
+from fastmha import embed_files, growing_file
 from fastmha.embed_files import FORMATS, JsonLinesFile, NpyFile, json_lines, npy_header
 
 FORMS = ["npy", "jsonl", pytest.param("parquet", marks=pytest.mark.parquet)]
@@ -398,7 +398,7 @@ def test_a_file_finished_between_open_and_lock_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     npy, row = embed_files.FORMATS["npy"], np.ones((1, 3), np.float32)
-    path, flock = tmp_path / "out.npy", embed_files.fcntl.flock
+    path, flock = tmp_path / "out.npy", growing_file.fcntl.flock
     owner = npy(path, 3, "job")
     owner.append(["a"], row)
 
@@ -407,7 +407,7 @@ def test_a_file_finished_between_open_and_lock_stays(
         owner.__exit__()
         flock(stream, how)
 
-    monkeypatch.setattr(embed_files.fcntl, "flock", finish_first)
+    monkeypatch.setattr(growing_file.fcntl, "flock", finish_first)
     with pytest.raises(BlockingIOError, match="finished or replaced"):
         npy(path, 3, "job")
     assert np.load(path).shape == (1, 3)

@@ -343,6 +343,12 @@ def test_wrong_types(name):
         assert caught.match(word)
 
 
+def test_a_dtype_that_numpy_cannot_parse():
+    """It reads text with commas as Python, and raises a SyntaxError."""
+    with pytest.raises(ValueError, match="Linear: dtype must be 'float32', got ','"):
+        fm.Linear(W, dtype=",")
+
+
 def test_lengths_and_offsets_per_batch_need_a_batch():
     """Three-dimensional inputs are one sequence: an array with two entries does not fit."""
     for options in (

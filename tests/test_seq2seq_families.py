@@ -11,6 +11,7 @@ import transformers
 from checkpoints import rewrite_config
 from conftest import assert_same_bits
 from fastmha.families import SEQ2SEQ_FAMILIES as OURS
+from fastmha.families.t5 import buckets
 from safetensors.numpy import load_file, save_file
 from seq2seq_checkpoints import (
     EOS,
@@ -45,6 +46,21 @@ CASES = {
         "marian",
         {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 131},
     ),
+    "t5": ("t5", {}),
+    **{
+        f"t5, {name}": ("t5", {"feed_forward_proj": name, "tie_word_embeddings": False})
+        for name in ("gated-gelu", "gated-silu", "gated-relu", "gelu")
+    },
+    "t5, gated, scaled": ("t5", {"feed_forward_proj": "gated-gelu"}),
+    "t5, buckets, eps, layers": (
+        "t5",
+        {
+            **{"relative_attention_num_buckets": 9, "relative_attention_max_distance": 21},
+            **{"num_decoder_layers": 3, "layer_norm_epsilon": 1e-2},
+        },
+    ),
+    "mt5": ("mt5", {}),
+    "mt5, relu": ("mt5", {"feed_forward_proj": "relu"}),
     "marian, untied": (
         "marian",
         {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": False},
@@ -139,8 +155,12 @@ def test_shards(tmp_path, model_type):
     check(tmp_path, reference, ((5, 20), (3, 9)))
 
 
-SHARED = "model.shared.weight"
-PLACES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+SHARED, OUTPUT = "shared.weight", "lm_head.weight"
+PLACES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def stored(model_type, name):
+    return name if name == OUTPUT or model_type in ("t5", "mt5") else f"model.{name}"
 
 
 def rewrite(directory, change):
@@ -151,27 +171,28 @@ def rewrite(directory, change):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("model_type", ["bart", "m2m_100", "mbart", "marian"])
-@pytest.mark.parametrize("stored", [*[(place,) for place in PLACES], ("lm_head.weight",), PLACES])
-def test_tied_tensors_are_found_wherever_they_are_stored(tmp_path, model_type, stored):
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("places", [*[(place,) for place in PLACES], (OUTPUT,), PLACES])
+def test_tied_tensors_are_found_wherever_they_are_stored(tmp_path, model_type, places):
     reference = write_checkpoint(tmp_path, model_type)
 
     def move(tensors):
-        table = tensors.pop(SHARED)
-        tensors.update({name: table.copy() for name in stored})
+        table = tensors.pop(stored(model_type, SHARED))
+        tensors.update({stored(model_type, name): table.copy() for name in places})
 
     rewrite(tmp_path, move)
     check(tmp_path, reference, ((5, 20), (3, 9)))
 
 
-@pytest.mark.parametrize("model_type", ["bart", "m2m_100", "mbart", "marian"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_tensors_that_are_stored_apart_are_apart(tmp_path, model_type):
     """As transformers has it, whatever the config says about ties."""
     write_checkpoint(tmp_path, model_type)
 
     def untie(tensors):
-        for factor, name in enumerate((*PLACES, "lm_head.weight"), start=2):
-            tensors[name] = tensors[SHARED] * np.float32(factor / 2)
+        table = tensors[stored(model_type, SHARED)]
+        for factor, name in enumerate((*PLACES, OUTPUT), start=2):
+            tensors[stored(model_type, name)] = table * np.float32(factor / 2)
 
     rewrite(tmp_path, untie)
     reference = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
@@ -204,6 +225,47 @@ def test_one_array_for_all_tables_of_half_precision(tmp_path, model_type):
     write_checkpoint(tmp_path, model_type, dtype=torch.bfloat16)
     network = load(tmp_path)
     assert network.source.words.weight is network.target.words.weight
+
+
+def test_a_bias_of_t5_that_nothing_reads(tmp_path):
+    reference = write_checkpoint(tmp_path, "t5")
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({name: np.ones((32, 3), np.float32)}))
+    check(tmp_path, reference, ((5, 20), (3, 9)))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_configs_of_old_t5_checkpoints(tmp_path, scaled):
+    """Before scale_decoder_outputs and num_decoder_layers had fields of their own."""
+    reference = write_checkpoint(
+        tmp_path, "t5", feed_forward_proj="gated-gelu", tie_word_embeddings=scaled
+    )
+    rewrite_config(
+        tmp_path,
+        **{"scale_decoder_outputs": None, "dense_act_fn": None, "is_gated_act": None},
+        **{"num_decoder_layers": None, "tie_word_embeddings": scaled, "n_positions": 512},
+    )
+    assert reference.config.scale_decoder_outputs == scaled
+    check(tmp_path, reference, ((5, 20), (3, 9)))
+
+
+def test_t5_takes_sequences_of_any_length(tmp_path):
+    """Beyond the distance at which its buckets end, too."""
+    reference = write_checkpoint(tmp_path, "t5", std=0.2)
+    check(tmp_path, reference, ((300, 7, 131), (140, 5, 260)))
+
+
+@pytest.mark.parametrize("both_sides", [False, True])
+@pytest.mark.parametrize(("count", "furthest"), [(32, 128), (4, 3), (9, 21), (64, 1000), (33, 50)])
+def test_buckets_of_distances(both_sides, count, furthest):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = torch.arange(-2 * furthest, 2 * furthest + 1)
+    expected = T5Attention._relative_position_bucket(distances, both_sides, count, furthest)
+    found = buckets(distances.numpy(), count, furthest, both_sides=both_sides)
+    np.testing.assert_array_equal(found, expected.numpy())
+    last = found[distances.numpy() <= -furthest]
+    assert (last == last[0]).all()  # so a table of this many distances says everything
 
 
 def test_tables_stay_mapped(tmp_path):
@@ -280,6 +342,18 @@ def test_padding_within_a_target(tmp_path):
         ("m2m_100", {"pad_token_id": -1}, "pad_token_id must not be negative, got -1"),
         ("m2m_100", {"d_model": 2}, "d_model must be at least 4, got 2"),
         ("m2m_100", {"activation_function": 3}, "activation_function must be a str, got 3"),
+        ("t5", {"feed_forward_proj": "twice-gelu"}, "feed_forward_proj must be .* 'twice-gelu'"),
+        ("t5", {"feed_forward_proj": "gated-mish", "dense_act_fn": None}, "proj must be one of"),
+        ("t5", {"feed_forward_proj": 3}, "feed_forward_proj must be an activation .* got 3"),
+        ("t5", {"dense_act_fn": "silu"}, "dense_act_fn is 'silu', feed_forward_proj 'relu' means"),
+        ("t5", {"relative_attention_num_buckets": 3}, "num_buckets must be at least 4, got 3"),
+        ("t5", {"relative_attention_max_distance": 16}, r"must lie in 17 \.\. 100000 with 32"),
+        ("t5", {"relative_attention_max_distance": 10**6}, "max_distance must lie in .* got 1000"),
+        ("t5", {"d_kv": 0}, "head_dim must be at least 1"),
+        ("t5", {"num_layers": 0}, "at least one block"),
+        ("t5", {"num_decoder_layers": 10**7}, "num_decoder_layers is 10000000, the weights are"),
+        ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder is False"),
+        ("mt5", {"num_heads": None}, "missing: num_heads"),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path, model_type, changes, message):
@@ -299,7 +373,7 @@ def test_weights_that_do_not_fit(tmp_path):
         tensors[f"{layer}.fc1.weight"] = np.zeros((48, 40), np.float32)
         tensors["model.encoder.layernorm_embedding.bias"] = np.zeros(48, np.int32)
         tensors["final_logits_bias"] = np.zeros((2, VOCAB), np.float32)
-        tensors.pop(SHARED)
+        tensors.pop("model.shared.weight")
 
     rewrite(tmp_path, spoil)
     with pytest.raises(ValueError, match="missing") as failure:

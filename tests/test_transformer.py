@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_bits
-from fastmha.generate import Hypothesis, beam_search, greedy_search
-from fastmha.models import TranslationConfig, TranslationModel
+from fastmha.decoding import GenerationSettings, generate
+from fastmha.translation_model import TranslationConfig, TranslationModel
 from torch import nn
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
@@ -112,7 +112,7 @@ def sharp(seed=0, **changes):
 
 def translation_model(model, **changes):
     config = TranslationConfig(**(SIZES | changes))
-    return TranslationModel(config, model, None, None)
+    return TranslationModel(config, model, None, config.generation)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -247,140 +247,15 @@ def test_a_beam_wide_enough_finds_the_best_of_all_targets():
                     for i, token in enumerate(ids)
                 )
                 best = max(best, (score / len(ids), list(body)), key=lambda entry: entry[0])
-        hypotheses = model.start(1, limit, beam_size=80)
-        bounds = np.array([0, len(source)])
-        hypotheses.join(model.encode(np.array(source), bounds), bounds)
-        found = beam_search(
-            hypotheses,
-            1,
-            beam_size=80,
-            bos=BOS,
-            eos=EOS,
-            max_new_tokens=limit,
-        )[0]
+        ((found,),) = generate(
+            model,
+            [source],
+            GenerationSettings(
+                decoder_start_token_id=BOS, eos_token_id=EOS, num_beams=80, max_new_tokens=limit
+            ),
+        )
         assert found.ids.tolist() == best[1]
         assert found.score == pytest.approx(best[0], abs=1e-4)
-
-
-class FromTable:
-    """Next-token logits from a table: a stand-in for a model that remembers every prefix it was
-    given."""
-
-    def __init__(self, logits, batch, beam_size=1):
-        self.table = logits
-        self.prefixes = [(n, ()) for n in range(batch) for _ in range(beam_size)]
-        self.beam_size = beam_size
-
-    def logits(self, tokens):
-        assert len(tokens) == len(self.prefixes)
-        self.prefixes = [
-            (n, (*prefix, int(token)))
-            for (n, prefix), token in zip(self.prefixes, tokens, strict=True)
-        ]
-        return np.stack([self.table(n, prefix) for n, prefix in self.prefixes]).astype(np.float32)
-
-    def reorder(self, beam_indices):
-        moved = [self.prefixes[b] for b in beam_indices]
-        assert [n for n, _ in moved] == [n for n, _ in self.prefixes], (
-            "beams stay with their source"
-        )
-        self.prefixes = moved
-
-    def select(self, sources):
-        beams = np.arange(self.beam_size)
-        kept = (np.asarray(sources)[:, None] * self.beam_size + beams).ravel()
-        self.prefixes = [self.prefixes[b] for b in kept]
-
-
-def random_logits(n, prefix):
-    rng = np.random.default_rng([n, *prefix])
-    row = rng.standard_normal(11) * 2
-    row[EOS] += 0.4 * len(prefix) - 1
-    return row
-
-
-@pytest.mark.parametrize("size", [2, 4, 5])
-@pytest.mark.parametrize("limit", [1, 4, 30])
-def test_beam_search_follows_the_rules_of_transformers(size, limit):
-    """transformers' own generate over the same next-token table: same targets, same scores."""
-    transformers = pytest.importorskip("transformers")
-    from transformers.modeling_outputs import CausalLMOutput
-
-    batch = 6
-
-    class Table(transformers.PreTrainedModel, transformers.GenerationMixin):
-        config_class = transformers.PretrainedConfig
-        _supports_cache_class = False
-        main_input_name = "input_ids"
-
-        def __init__(self, config):
-            super().__init__(config)
-            self.nothing = nn.Parameter(torch.zeros(1))
-
-        def forward(self, input_ids, attention_mask=None, **_):
-            # the first token names the source: 3 and up, since 0 and 2 mean padding and end
-            rows = [random_logits(int(ids[0]) - 3, (BOS, *ids[1:].tolist())) for ids in input_ids]
-            logits = torch.tensor(np.stack(rows), dtype=torch.float32)
-            return CausalLMOutput(logits=logits[:, None].expand(-1, input_ids.shape[1], -1))
-
-        def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
-            return {"input_ids": input_ids}
-
-    model = Table(transformers.PretrainedConfig(vocab_size=11, is_encoder_decoder=False))
-    model.generation_config.eos_token_id = EOS
-    model.generation_config.pad_token_id = 0
-    expected = model.generate(
-        torch.arange(batch)[:, None] + 3,
-        attention_mask=torch.ones(batch, 1, dtype=torch.long),
-        num_beams=size,
-        do_sample=False,
-        max_new_tokens=limit,
-        use_cache=False,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    found = beam_search(
-        FromTable(random_logits, batch, size),
-        batch,
-        beam_size=size,
-        bos=BOS,
-        eos=EOS,
-        max_new_tokens=limit,
-    )
-    for n in range(batch):
-        ids = expected.sequences[n, 1:].tolist()
-        ids = ids[: ids.index(EOS)] if EOS in ids else ids
-        count = len(found[n].ids)
-        assert found[n].ids.tolist() == ids[:count]
-        assert not any(ids[count:]), "what follows is padding"
-        assert found[n].score == pytest.approx(expected.sequences_scores[n].item(), abs=1e-5)
-
-
-def test_searches_stop_at_once_when_the_end_comes_first():
-    def ends(n, prefix):
-        row = np.zeros(6)
-        row[EOS] = 30.0
-        return row
-
-    for found in (
-        greedy_search(FromTable(ends, 3), 3, bos=BOS, eos=EOS, max_new_tokens=5),
-        beam_search(FromTable(ends, 3, 2), 3, beam_size=2, bos=BOS, eos=EOS, max_new_tokens=5),
-    ):
-        assert [hypothesis.ids.tolist() for hypothesis in found] == [[]] * 3
-        assert all(abs(hypothesis.score) < 1e-6 for hypothesis in found)
-
-
-def test_a_target_may_end_with_the_last_token_it_may_have():
-    def table(n, prefix):
-        row = np.zeros(6)
-        row[EOS if len(prefix) == 3 else 4] = 30.0
-        return row
-
-    (found,) = greedy_search(FromTable(table, 1), 1, bos=BOS, eos=EOS, max_new_tokens=3)
-    assert found.ids.tolist() == [4, 4]
-    (found,) = greedy_search(FromTable(table, 1), 1, bos=BOS, eos=EOS, max_new_tokens=2)
-    assert found.ids.tolist() == [4, 4]
-    assert isinstance(found, Hypothesis)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -440,7 +315,8 @@ def test_generate_nothing():
         (ValueError, "max_new_tokens must be at least 1", [[5, 2]], {"max_new_tokens": 0}),
         (ValueError, "beam_size must be at least 1", [[5, 2]], {"beam_size": 0}),
         (TypeError, "beam_size must be an int", [[5, 2]], {"beam_size": 2.0}),
-        (ValueError, "half of the target vocabulary", [[5, 2]], {"beam_size": 10}),
+        (TypeError, "num_beams is called beam_size", [[5, 2]], {"num_beams": 2}),
+        (TypeError, "there is no setting 'beams'", [[5, 2]], {"beams": 2}),
         (ValueError, "batch_size must be at least 1", [[5, 2]], {"batch_size": 0}),
     ],
 )

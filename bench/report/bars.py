@@ -124,11 +124,11 @@ def _spread(y: float, low: float, high: float) -> str:
 
 
 def _words_behind(result: Result, name: str, y: float, end: float) -> str:
-    time = words.duration(result.median(name))
+    time = words.speed(result, name)
     rival = name.partition(":")[0]
     if rival == OURS:
         behind, kind = time, "value ours"
     else:
         behind = f"{words.NAMES[rival]} {time} · {words.times(result.ratio(name))}"
-        kind = "value lost" if result.ratio(name) < 1 else "value"
+        kind = "value lost" if rival in result.slower_than and result.ratio(name) < 1 else "value"
     return svg.text(end + 6, y + BAR - 3, behind, class_=kind)

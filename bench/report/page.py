@@ -9,6 +9,7 @@ from typing import Any
 from bench.limits import disturbed
 from bench.report import bars, curves, tables, words
 from bench.results import OURS, Run, isa_verdicts
+from bench.rivals import LESS_PRECISE
 
 STYLE = Path(__file__).with_name("style.css")
 SUITES = {
@@ -17,6 +18,8 @@ SUITES = {
     "linear": "Linear layers",
     "norm": "Norms, softmax, activations",
     "blocks": "Attention modules, encoder and decoder blocks",
+    "encode": "Sentence embeddings: all-MiniLM-L6-v2",
+    "generate": "Translation, token by token",
 }
 
 
@@ -25,7 +28,7 @@ def render(run: Run, others: Iterable[Run] = ()) -> str:
     others = list(others)
     sections = [_head(run), _warnings(run), _losses(run)]
     sections += [_suite(run, suite) for suite in SUITES]
-    sections += [_roofline(run), _scaling(run), _errors(run)]
+    sections += [_startup(run), _roofline(run), _scaling(run), _errors(run)]
     sections += [_isas(run, others), _targets(run, others), _numbers(run), _method(run)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -44,7 +47,7 @@ def geometric_mean(values: list[float]) -> float:
 
 def _head(run: Run) -> str:
     machine, core = run.machine, run.machine["fastmha"]
-    rivals = [name for name in machine["versions"] if name != OURS]
+    rivals = [name for name in machine["versions"] if name not in (OURS, *LESS_PRECISE)]
     versions = ", ".join(f"{words.NAMES[n]} {machine['versions'][n]}" for n in rivals)
     missing = (
         f" Not installed, so not compared: {', '.join(machine['missing'])}."
@@ -62,7 +65,8 @@ def _head(run: Run) -> str:
     )
     links = [
         ("losses", "losses"),
-        *((suite, suite) for suite in SUITES),
+        *((suite, suite) for suite in SUITES if any(r.suite == suite for r in run.measured)),
+        *([("startup", "start")] if run.startup else []),
         ("roofline", "roofline"),
         ("scaling", "scaling"),
         ("accuracy", "accuracy"),
@@ -72,7 +76,7 @@ def _head(run: Run) -> str:
     ]
     nav = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in links)
     return (
-        "<h1>fastmha beside NumPy, PyTorch, ONNX Runtime and OpenVINO</h1>"
+        f"<h1>fastmha beside {', '.join(words.NAMES[name] for name in rivals)}</h1>"
         '<p class="lead">Transformer inference in float32 on a CPU: the same inputs, answers '
         "checked against "
         "float64, the same number of threads, rivals in turns within one run.</p>"
@@ -177,6 +181,18 @@ def _suite(run: Run, suite: str) -> str:
     )
 
 
+def _startup(run: Run) -> str:
+    if not run.startup:
+        return ""
+    return _section(
+        "startup",
+        "From the start of a process to its first embedding",
+        "<p>all-MiniLM-L6-v2, one text, tokeniser included: the median time, and the largest "
+        "resident memory of the whole process. Files come from the page cache; rivals load the "
+        f"form that they like best.</p><div class=card>{tables.startup(run)}</div>",
+    )
+
+
 def _roofline(run: Run) -> str:
     picture = curves.roofline(run)
     if not picture:
@@ -273,7 +289,9 @@ def _method(run: Run) -> str:
         "threads of the one before sleep, and lets the next one warm up untimed. Times are medians "
         "over rounds, the whisker spans the quartiles. Outputs are allocated as a user's call does "
         "it, and, as a way of its own, given as out=. Where a rival can say a workload in several "
-        "ways, its fastest counts; so does ours.</p><p>Memory of this machine in this run: "
+        "ways, its fastest counts; so does ours. What is generated must be, token by token, what "
+        "float64 generates, near ties apart; its error is the part of the tokens that are others. "
+        "int8 is shown for information.</p><p>Memory of this machine in this run: "
         f"{memory['read']:.0f} GB/s read, {memory['add']:.0f} GB/s two read and one written, "
         f"{memory['copy']:.0f} GB/s copied. Masked pairs do not count as arithmetic. The run took "
         f"{run.machine.get('seconds', 0) / 60:.0f} minutes; <code>bench/README.md</code> says how "

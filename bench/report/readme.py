@@ -1,9 +1,12 @@
 """The README's section of numbers, made from a run: nothing in it is typed by hand."""
 
 from bench.report import words
-from bench.results import OURS, Result, Run
+from bench.results import FIRST_EMBEDDING, OURS, Result, Run
+from bench.rivals import LESS_PRECISE
 
 RIVALS = {rival: name for rival, name in words.NAMES.items() if rival != OURS}
+# Their rivals are others: tables of their own.
+SENTENCES, GENERATION = "encode", "generate"
 BEGIN, END = "<!-- python -m bench.report ... --readme -->", "<!-- end of what bench wrote -->"
 # What the section shows, of all workloads: one of each kind, and the ends of each scale.
 SHOWN = (
@@ -36,6 +39,17 @@ SHOWN = (
     "DecoderBlock 768/12/3072, 1 x 128",
 )
 
+SENTENCES_INTRO = (
+    "Sentence embeddings: the real all-MiniLM-L6-v2, token ids in, embeddings out; rivals sort, "
+    "group and pad as suits them best. Below, a process from its start to its first embedding, and "
+    "the memory that it took."
+)
+GENERATION_INTRO = (
+    "Translation, token by token: a Transformer-base (Marian's: 6 + 6 layers, 512 wide, 8 heads, "
+    "2048, vocabulary 32,000) of random weights, the same for everybody, and the same answers. The "
+    "best rival is the best of those in float32; the answers of int8 are others."
+)
+
 
 def section(run: Run) -> str:
     by_name = {result.name: result for result in run.measured}
@@ -45,15 +59,46 @@ def section(run: Run) -> str:
             f"README: the run lacks {len(absent)} of the {len(SHOWN)} workloads that are shown, "
             f"such as {absent[0]!r}; measure all suites, or give the parts of the run together"
         )
-    shown = [by_name[name] for name in SHOWN if name in by_name]
-    rivals = [name for name in RIVALS if any(result.best(name) for result in run.measured)]
-    titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "best rival", "of the limit"]
-    lines = [_intro(run, rivals), "", _line(titles), _line(["---"] * len(titles))]
-    lines += [_line(_cells(result, rivals)) for result in shown]
+    everybody = _present(run.measured)
+    lines = [_intro(run, everybody), "", *_table([by_name[n] for n in SHOWN if n in by_name])]
+    sentences, generated = (
+        [result for result in run.measured if result.suite == suite]
+        for suite in (SENTENCES, GENERATION)
+    )
+    if sentences:
+        lines += ["", SENTENCES_INTRO, "", *_table(sentences)]
+    if run.startup:
+        lines += ["", *_starts(run)]
+    if generated:
+        lines += ["", GENERATION_INTRO, "", *_table(generated)]
     below = [_losses(run), "", _missed(run)]
     if run.failures or run.unfinished:
         below += ["", _not_measured(run)]
     return "\n".join([BEGIN, *lines, "", *below, END]) + "\n"
+
+
+def _present(results: list[Result]) -> list[str]:
+    return [name for name in RIVALS if any(result.best(name) for result in results)]
+
+
+def _table(results: list[Result]) -> list[str]:
+    """With a column for each rival that takes part in one of them."""
+    rivals = _present(results)
+    titles = ["workload", OURS, *(RIVALS[name] for name in rivals), "best rival", "of the limit"]
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    return lines + [_line(_cells(result, rivals)) for result in results]
+
+
+def _starts(run: Run) -> list[str]:
+    """From the start of a process to its first embedding, one column each."""
+    titles = ["all-MiniLM-L6-v2", *(words.STARTS[record["rival"]] for record in run.startup)]
+    cells = [
+        f"{words.duration(record['seconds'])}, {words.megabytes(record['bytes'])}"
+        for record in run.startup
+    ]
+    cells = [f"**{cells[0]}**" if run.startup[0]["rival"] == OURS else cells[0], *cells[1:]]
+    row = [f"{FIRST_EMBEDDING}: time, memory", *cells]
+    return [_line(titles), _line(["---"] * len(titles)), _line(row)]
 
 
 def _failed(run: Run, name: str) -> bool:
@@ -62,7 +107,9 @@ def _failed(run: Run, name: str) -> bool:
 
 def _intro(run: Run, rivals: list[str]) -> str:
     machine, core = run.machine, run.machine["fastmha"]
-    versions = ", ".join(f"{RIVALS[name]} {machine['versions'][name]}" for name in rivals)
+    versions = ", ".join(
+        f"{RIVALS[name]} {machine['versions'][name]}" for name in rivals if name not in LESS_PRECISE
+    )
     peak = max((result.peak_gflops for result in run.measured), default=0.0)
     return (
         f"{core['cpu']}, {machine['threads']} threads, {core['isa']}, float32, {core['compiler']}, "
@@ -79,7 +126,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _cells(result: Result, rivals: list[str]) -> list[str]:
-    cells = [result.name, f"**{words.duration(result.median(result.ours))}**"]
+    cells = [result.name, f"**{words.speed(result, result.ours)}**"]
     for rival in rivals:
         best = result.best(rival)
         if best is None:
@@ -88,11 +135,9 @@ def _cells(result: Result, rivals: list[str]) -> list[str]:
         ratio = result.ratio(best)
         times = words.times(ratio)
         # a loss stands out as a gain does not
-        cells.append(
-            f"{words.duration(result.median(best))} ({f'**{times}**' if ratio < 1 else times})"
-        )
-    ratios = [ratio for rival in rivals if (ratio := result.against(rival)) is not None]
-    cells.append(words.times(min(ratios, default=None)))
+        marked = f"**{times}**" if rival in result.slower_than else times
+        cells.append(f"{words.speed(result, best)} ({marked})")
+    cells.append(words.times(result.against_best))
     share = (
         "(a call's overhead)"
         if result.is_overhead

@@ -13,6 +13,7 @@ HEADER = [
     "median",
     "quartiles",
     "min",
+    "rate",
     "GFLOP/s",
     "GB/s",
     "of limit",
@@ -26,7 +27,7 @@ def one_line(result: Result) -> str:
     """What a workload came to, while the next one runs."""
     if result.failure is not None:
         return f"FAILED: {result.failure}"
-    parts = [f"fastmha {words.duration(result.median(result.ours))}"]
+    parts = [f"fastmha {words.speed(result, result.ours)}"]
     parts.append(f"{words.percent(result.share(result.ours))} of {result.limit}")
     for rival in result.rivals[1:]:
         parts.append(f"{rival} {words.times(result.against(rival))}")
@@ -48,6 +49,7 @@ def rows_of(result: Result) -> list[list[str]]:
                 words.duration(timing.median),
                 f"{words.duration(lower)} .. {words.duration(upper)}",
                 words.duration(timing.minimum),
+                words.rate(result, name),
                 "" if plain else words.three(result.gflops(name)),
                 "" if plain else words.three(result.gbps(name)),
                 "" if plain else f"{words.percent(result.share(name))} {result.limit}",
@@ -64,6 +66,7 @@ def print_all(run: Run) -> None:
         _print_rows(run)
     _print_targets(run)
     _print_processes(run)
+    _print_startup(run)
     _print_summary(run)
 
 
@@ -71,11 +74,17 @@ def _print_rows(run: Run) -> None:
     timed = [result for result in run.results if result.failure is None]
     if sys.stdout.isatty() and _print_rich(timed):
         return
-    rows = [HEADER, *(row for result in timed for row in rows_of(result))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    rows = _without_empty_columns([HEADER, *(row for r in timed for row in rows_of(r))])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print(line.rstrip())
+
+
+def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
+    """Not every run has rates."""
+    kept = [n for n in range(len(HEADER)) if any(row[n] for row in rows[1:])]
+    return [[row[n] for n in kept] for row in rows]
 
 
 def _print_rich(timed: list[Result]) -> bool:
@@ -84,9 +93,10 @@ def _print_rich(timed: list[Result]) -> bool:
         from rich.table import Table
     except ImportError:
         return False
-    table = Table(*HEADER)
+    header, *rows = _without_empty_columns([HEADER, *(row for r in timed for row in rows_of(r))])
+    table, following = Table(*header), iter(rows)
     for result in timed:
-        for name, row in zip(result.ways, rows_of(result), strict=True):
+        for name, row in zip(result.ways, following, strict=False):
             lost = rival_of(name) in result.slower_than and result.ratio(name) < 1
             style = "red" if lost else "bold" if name == result.ours else None
             table.add_row(*row, style=style)
@@ -116,6 +126,14 @@ def _print_processes(run: Run) -> None:
         cost = record["beside"] / record["alone"] - 1
         alone, beside = words.duration(record["alone"]), words.duration(record["beside"])
         print(f"beside PyTorch  {record['name']}  alone {alone}, beside {beside} ({cost:+.0%})")
+
+
+def _print_startup(run: Run) -> None:
+    for record in run.startup:
+        print(
+            f"first embedding  {words.STARTS[record['rival']]}  "
+            f"{words.duration(record['seconds'])}, {words.megabytes(record['bytes'])}"
+        )
 
 
 def _print_summary(run: Run) -> None:

@@ -17,7 +17,17 @@ def _table(header: list[tuple[str, str]], rows: list[str]) -> str:
     return f"<table><tr>{ths}</tr>{''.join(rows)}</table>"
 
 
-NUMBERS = ["median", "quartiles", "min", "GFLOP/s", "GB/s", "of limit", "max error", "time / ours"]
+NUMBERS = [
+    "median",
+    "quartiles",
+    "min",
+    "rate",
+    "GFLOP/s",
+    "GB/s",
+    "of limit",
+    "max error",
+    "time / ours",
+]
 
 
 def numbers(results: list[Result]) -> str:
@@ -33,7 +43,8 @@ def numbers(results: list[Result]) -> str:
 
 def _numbers_of(result: Result, name: str) -> list[tuple[str, str]]:
     timing, plain = result.ways[name].timing, name == PLAIN
-    ours, lost = rival_of(name) == OURS, result.ratio(name) < 1
+    ours = rival_of(name) == OURS
+    lost = rival_of(name) in result.slower_than and result.ratio(name) < 1
     low, high = words.duration(timing.lower_quartile), words.duration(timing.upper_quartile)
     share = f"{words.percent(result.share(name))} {result.limit}"
     return [
@@ -41,6 +52,7 @@ def _numbers_of(result: Result, name: str) -> list[tuple[str, str]]:
         (words.duration(timing.median), "number"),
         (f"{low} .. {high}", "number"),
         (words.duration(timing.minimum), "number"),
+        (words.rate(result, name), "number"),
         ("" if plain else words.three(result.gflops(name)), "number"),
         ("" if plain else words.three(result.gbps(name)), "number"),
         ("" if plain else share, "number"),
@@ -122,6 +134,27 @@ def processes(run: Run) -> str:
             f"more.</p>{_table(header, rows)}</div>"
         )
     return "".join(parts)
+
+
+def startup(run: Run) -> str:
+    """Seconds and memory from the start of a process to its first embedding."""
+    ours = next((r["seconds"] for r in run.startup if r["rival"] == OURS), None)
+    rows = []
+    for record in run.startup:
+        seconds, is_ours = record["seconds"], record["rival"] == OURS
+        times = "" if is_ours or ours is None else words.times(seconds / ours)
+        rows.append(
+            _row(
+                [
+                    (words.STARTS[record["rival"]], "ours" if is_ours else ""),
+                    (words.duration(seconds), "number"),
+                    (words.megabytes(record["bytes"]), "number"),
+                    (times, "number"),
+                ]
+            )
+        )
+    header = [("", ""), ("time", "number"), ("memory", "number"), ("time / ours", "number")]
+    return _table(header, rows)
 
 
 def _threads(run: Run) -> str:

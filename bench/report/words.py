@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bench.results import Verdict
+from bench.results import Result, Verdict
 
 # as their owners write them
 NAMES = {
@@ -11,6 +11,15 @@ NAMES = {
     "numpy": "NumPy",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "transformers": "transformers",
+    "ctranslate2": "CTranslate2",
+    "ctranslate2_int8": "CTranslate2 int8",
+}
+# What a process that makes one embedding has to load.
+STARTS = {
+    **NAMES,
+    "torch": "PyTorch, transformers",
+    "numpy": "no model: NumPy, tokenizers, reading the weights",
 }
 
 
@@ -26,6 +35,16 @@ def duration(seconds: float) -> str:
         if seconds >= 0.9995 * size:
             return f"{three(seconds / size)} {unit}"
     return f"{three(seconds / 1e-9)} ns"
+
+
+def rate(result: Result, name: str) -> str:
+    """What is done per second, where that is what users count: 312 tokens/s."""
+    return f"{three(result.rate(name))} {result.work[1]}/s" if result.work else ""
+
+
+def speed(result: Result, name: str) -> str:
+    """The rate, or else the median time."""
+    return rate(result, name) or duration(result.median(name))
 
 
 def three(number: float) -> str:
@@ -48,12 +67,18 @@ def error(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
 def verdict(found: Verdict) -> str:
     """What was found against what was wanted."""
     if found.unit == "%":
         return f"{percent(found.found)} {found.what} (target {percent(found.wanted)})"
     if found.unit == "s":
         return f"{duration(found.found)} (target {duration(found.wanted)})"
+    if found.unit == "B":
+        return f"{megabytes(found.found)} (at most {megabytes(found.wanted)})"
     if found.unit == "<x":
         return f"{found.found:.2f}x {found.what} (at most {found.wanted:g}x)"
     return f"{times(found.found)} {found.what.removeprefix('x ')} (target {found.wanted:g}x)"

@@ -27,9 +27,29 @@ class Call:
 Calls = dict[str, Callable[[], Any] | Call]
 
 # torch before fastmha: fastmha then runs on the OpenMP pool that torch brings, and only one spins.
-LOADED_IN_ORDER = ("torch", "fastmha", "numpy", "onnxruntime", "openvino")
-SHOWN_IN_ORDER = ("fastmha", "torch", "numpy", "onnxruntime", "openvino")
+LOADED_IN_ORDER = (
+    "torch",
+    "transformers",
+    "fastmha",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "ctranslate2",
+    "ctranslate2_int8",
+)
+SHOWN_IN_ORDER = (
+    "fastmha",
+    "torch",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "transformers",
+    "ctranslate2",
+    "ctranslate2_int8",
+)
 OURS = "fastmha"
+# Shown beside the others, for information: what is asked for is asked of float32.
+LESS_PRECISE = ("ctranslate2_int8",)
 OPTIONAL = tuple(name for name in SHOWN_IN_ORDER if name not in (OURS, "numpy"))
 
 

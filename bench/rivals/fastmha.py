@@ -1,13 +1,22 @@
 """Ours, called as a user would."""
 
+import tempfile
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import fastmha as fm
 import numpy as np
+from fastmha.config import read_json
+from fastmha.decoding import GenerationSettings, Hypothesis, generate
+from fastmha.families.marian import MARIAN
+from fastmha.nn.encoder_decoder import EncoderDecoder
+from fastmha.tensors import Tensors
 
 from bench import problems
-from bench.rivals import Calls
+from bench.marian import EOS, Marian
+from bench.rivals import Call, Calls
 
 NAME = "fastmha"
 # The same shapes without whatever the workload is about: what a restriction of the scores costs.
@@ -39,6 +48,13 @@ def calls(problem: problems.Problem) -> Calls:
             return _rows(problem)
         case problems.Block():
             return _block(problem)
+        case problems.Sentences():
+            model = fm.load(problem.directory)
+            assert isinstance(model, fm.EncoderModel)
+            ids = problem.ids
+            return {"": lambda: model.encode_ids(ids, normalize=True)}
+        case problems.Generation():
+            return _generation(problem)
 
 
 def _attention(problem: problems.Attention) -> Calls:
@@ -102,3 +118,30 @@ def _block(problem: problems.Block) -> Calls:
     if p.memory is None:
         return {"": lambda: block(p.x)}
     return {"": lambda: block(p.x, p.memory)}
+
+
+def _generation(problem: problems.Generation) -> Calls:
+    p, network = problem, network_of(problem.network)
+    settings = GenerationSettings(
+        decoder_start_token_id=p.network.pad,
+        eos_token_id=EOS,
+        max_new_tokens=p.count,
+        num_beams=p.beam_size,
+    )
+
+    def best(found: list[list[Hypothesis]]) -> np.ndarray:
+        return np.array([hypotheses[0].ids for hypotheses in found])
+
+    return {"": Call(lambda: list(generate(network, p.sources, settings)), best)}
+
+
+@lru_cache(maxsize=1)
+def network_of(marian: Marian) -> EncoderDecoder:
+    """From a checkpoint's directory, as `fm.load` makes it; there is no tokenizer in this one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        marian.write(folder)
+        config, tensors = read_json(folder / "config.json"), Tensors(folder)
+        _, network = MARIAN.build(config, folder / "config.json", tensors)
+        MARIAN.load(network, tensors, folder)
+    return network

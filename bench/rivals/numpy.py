@@ -39,6 +39,7 @@ def calls(problem: problems.Problem) -> Calls:
             return {"": lambda: formulas.layer_norm(p.x, p.weight, p.bias, p.residual)}
         case problems.Block():
             return {"": lambda: formulas.block(p, np.float32)}
+    raise NotImplementedError(type(p).__name__)
 
 
 def _one_by_one(p: problems.Ragged) -> np.ndarray:

@@ -6,6 +6,8 @@ can pack them.
 """
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,29 +50,27 @@ class Graph:
         return name
 
     def call(self, feeds: dict[str, problems.Array], result: str) -> Callable[[], Any]:
+        types = {"bool": TensorProto.BOOL, "int32": TensorProto.INT32}
         inputs = [
-            helper.make_tensor_value_info(
-                name,
-                TensorProto.BOOL
-                if a.dtype == bool
-                else TensorProto.INT32
-                if a.dtype == np.int32
-                else TensorProto.FLOAT,
-                a.shape,
-            )
+            helper.make_tensor_value_info(name, types.get(a.dtype.name, TensorProto.FLOAT), a.shape)
             for name, a in feeds.items()
         ]
+        session = start(self.model(inputs, result))
+        return lambda: session.run(None, feeds)[0]
+
+    def model(self, inputs: list[Any], result: str) -> bytes:
         output = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "bench", inputs, [output], self.constants)
-        model = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return lambda: session.run(None, feeds)[0]
+        made = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
+        return bytes(made.SerializeToString())
+
+
+def start(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def calls(problem: problems.Problem) -> Calls:
@@ -84,6 +84,8 @@ def calls(problem: problems.Problem) -> Calls:
             return _rows(problem)
         case problems.Block():
             return _block(problem)
+        case problems.Sentences():
+            return _sentences(problem)
     raise NotImplementedError(type(problem).__name__)
 
 
@@ -193,3 +195,96 @@ def _block(p: problems.Block) -> Calls:
     hidden = g("Relu", _linear(g, x, state["linear1.weight"], state["linear1.bias"]))
     fed = _linear(g, hidden, state["linear2.weight"], state["linear2.bias"])
     return {"": g.call(feeds, normed("norm3" if decoder else "norm2", x, fed))}
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+def sentence_model(p: problems.Sentences, *, fused: bool, padded: bool) -> bytes:
+    """The whole network out of the operations that ONNX Runtime's own optimiser for BERT puts
+    together: embeddings with their norm, Attention with its projections (`fused`) or
+    MultiHeadAttention behind them, norms with their addition, gelu with its bias.
+
+    Inputs: ids (B, L), and when `padded` mask (B, L), both int32.
+    """
+    g, state, own = Graph(), p.state, {"domain": "com.microsoft"}
+
+    def constant(name: str) -> str:
+        return g.constant(state[name])
+
+    def product(x: str, name: str) -> str:
+        return str(g("MatMul", x, g.constant(state[f"{name}.weight"].T)))
+
+    def added_and_normed(name: str, x: str, residual: str) -> str:
+        norm = [constant(f"{name}.LayerNorm.{part}") for part in ("weight", "bias")]
+        bias = constant(f"{name}.dense.bias")
+        dense = product(x, f"{name}.dense")
+        return str(g("SkipLayerNormalization", dense, residual, *norm, bias, epsilon=p.eps, **own))
+
+    def attention(x: str, prefix: str) -> str:
+        names = [f"{prefix}.{part}" for part in ("query", "key", "value")]
+        bias = g.constant(np.concatenate([state[f"{name}.bias"] for name in names]))
+        if fused:
+            weight = g.constant(np.concatenate([state[f"{name}.weight"] for name in names]).T)
+            inputs = [x, weight, bias, lengths] if padded else [x, weight, bias]
+            return str(g("Attention", *inputs, num_heads=p.heads, **own))
+        inputs = [*(product(x, name) for name in names), bias]
+        inputs += [lengths] if padded else []
+        return str(g("MultiHeadAttention", *inputs, num_heads=p.heads, **own))
+
+    embeddings = "embeddings.{}_embeddings.weight"
+    types = state[embeddings.format("token_type")][0]
+    positions = g.constant(state[embeddings.format("position")] + types)
+    tables = [constant(embeddings.format("word")), positions, ""]
+    norm = [constant(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
+    inputs = ["ids", "", *tables, *norm, *(["mask"] if padded else [])]
+    # the second output: the lengths, from the mask
+    x, lengths = g("EmbedLayerNormalization", *inputs, outputs=2, epsilon=p.eps, **own)
+    for n in range(int(p.config["num_hidden_layers"])):
+        layer = f"encoder.layer.{n}"
+        attended = attention(x, f"{layer}.attention.self")
+        x = added_and_normed(f"{layer}.attention.output", attended, x)
+        inner = product(x, f"{layer}.intermediate.dense")
+        inner = g("BiasGelu", inner, constant(f"{layer}.intermediate.dense.bias"), **own)
+        x = added_and_normed(f"{layer}.output", inner, x)
+    places = g.constant(np.array([1]))
+    if padded:
+        weights = g("Cast", g("Unsqueeze", "mask", g.constant(np.array([2]))), to=TensorProto.FLOAT)
+        total = g("ReduceSum", g("Mul", x, weights), places, keepdims=0)
+        x = g("Div", total, g("ReduceSum", weights, places, keepdims=0))
+    else:
+        x = g("ReduceMean", x, places, keepdims=0)
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "length"])
+        for name in (("ids", "mask") if padded else ("ids",))
+    ]
+    return g.model(inputs, g("LpNormalization", x, axis=-1, p=2))
+
+
+@cache
+def _sentence_session(directory: Path, fused: bool, padded: bool) -> onnxruntime.InferenceSession:
+    p = problems.Sentences(directory, ())
+    return start(sentence_model(p, fused=fused, padded=padded))
+
+
+def _sentences(p: problems.Sentences) -> Calls:
+    def way(fused: bool, groups: list[problems.Group]) -> Callable[[], Any]:
+        runs = []
+        for g in groups:
+            feeds = {"ids": g.ids.astype(np.int32)}
+            feeds |= {"mask": g.mask.astype(np.int32)} if g.padded else {}
+            runs.append((g.places, _sentence_session(p.directory, fused, g.padded), feeds))
+        out = np.empty((len(p.ids), int(p.config["hidden_size"])), np.float32)
+
+        def run() -> Any:
+            for places, session, feeds in runs:
+                out[places] = session.run(None, feeds)[0]
+            return out
+
+        return run
+
+    return {
+        f"{name} {words}".strip(): way(name == "Attention", groups)
+        for words, groups in p.groupings.items()
+        for name in ("Attention", "MultiHeadAttention")
+    }

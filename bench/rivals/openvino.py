@@ -7,6 +7,8 @@ where torch is there. Inputs and outputs are shared, not copied.
 import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,8 @@ def calls(problem: problems.Problem) -> Calls:
             return _rows(problem)
         case problems.Block():
             return _block(problem)
+        case problems.Sentences():
+            return _sentences(problem)
     raise NotImplementedError(type(problem).__name__)
 
 
@@ -106,13 +110,78 @@ def _block(p: problems.Block) -> Calls:
             return rival.call_of(p, self.module)(*inputs)
 
     inputs = rival.inputs_of(p)
-    logging.getLogger("openvino").setLevel(logging.ERROR)
     # torch's fast path is an operation of torch alone
     torch.backends.mha.set_fastpath_enabled(False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the conversion traces, which torch calls deprecated
-        model = openvino.convert_model(Traced().eval(), example_input=tuple(inputs))
+    model = _converted(Traced(), inputs)
     for port, array in zip(model.inputs, inputs, strict=True):
         port.get_node().set_partial_shape(openvino.PartialShape(list(array.shape)))
     model.validate_nodes_and_infer_types()
     return {"": _call(model, [array.numpy() for array in inputs])}
+
+
+def _converted(module: Any, inputs: list[Any]) -> Any:
+    logging.getLogger("openvino").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the conversion traces, which torch calls deprecated
+        return openvino.convert_model(module.eval(), example_input=tuple(inputs))
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+def sentence_model(directory: Path, *, padded: bool) -> Any:
+    """transformers' BertModel with pooling, for any batch and length: ids (B, L), and when `padded`
+    mask (B, L) of bool."""
+    try:
+        import torch
+
+        from bench.rivals import torch as rival
+    except ImportError:
+        raise NotImplementedError("texts: converted from torch, which is not here") from None
+
+    class Embedded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = rival.bert(directory, "sdpa")
+
+        def forward(self, ids: Any, mask: Any = None) -> Any:
+            # of four axes, so that transformers takes it as it is: what it makes of two is no graph
+            visible = None if mask is None else mask[:, None, None, :]
+            states = self.bert(input_ids=ids, attention_mask=visible).last_hidden_state
+            return rival.pooled(states, mask)
+
+    inputs = [torch.ones(2, 3, dtype=torch.int64)]
+    inputs += [torch.ones(2, 3, dtype=torch.bool)] if padded else []
+    model = _converted(Embedded(), inputs)
+    for port in model.inputs:
+        port.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+@cache
+def _sentence_request(directory: Path, padded: bool) -> Any:
+    model = sentence_model(directory, padded=padded)
+    return openvino.Core().compile_model(model, "CPU", _settings).create_infer_request()
+
+
+def _sentences(p: problems.Sentences) -> Calls:
+    def way(groups: list[problems.Group]) -> Callable[[], Any]:
+        runs = [
+            (
+                g.places,
+                _sentence_request(p.directory, g.padded),
+                [g.ids, g.mask] if g.padded else [g.ids],
+            )
+            for g in groups
+        ]
+        out = np.empty((len(p.ids), int(p.config["hidden_size"])), np.float32)
+
+        def run() -> Any:
+            for places, request, inputs in runs:
+                out[places] = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+            return out
+
+        return run
+
+    return {words: way(groups) for words, groups in p.groupings.items()}

@@ -6,7 +6,8 @@ The answers stay tensors: nothing is converted inside a call.
 import math
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     # for the rest of the process: entering it in every call would cost a small one a tenth
-    _inference.__enter__()
+    if not torch.is_inference_mode_enabled():
+        _inference.__enter__()
 
 
 def tensor(array: Any) -> Any:
@@ -51,6 +53,10 @@ def calls(problem: problems.Problem) -> Calls:
             ways = _rows(problem)
         case problems.Block():
             ways = _block(problem)
+        case problems.Sentences():
+            ways = _sentences(problem)
+        case problems.Generation():
+            raise NotImplementedError  # transformers does it with PyTorch
     return ways
 
 
@@ -232,3 +238,53 @@ def _block(p: problems.Block) -> Calls:
         "": partial(with_fast_path, True),
         "no fast path": partial(with_fast_path, False),
     }
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+@cache
+def bert(directory: Path, attention: str) -> nn.Module:
+    """transformers' BertModel with one of its implementations of attention."""
+    try:
+        from transformers import BertModel
+        from transformers.utils import logging
+    except ImportError:
+        raise NotImplementedError("texts are encoded by transformers, which is not here") from None
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # the pooler is in the file and not used
+    model: nn.Module = BertModel.from_pretrained(
+        directory, attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
+    )
+    return model.eval()
+
+
+def pooled(states: Any, mask: Any) -> Any:
+    """The mean over the rows that are no padding, at length 1."""
+    if mask is None:
+        return functional.normalize(states.mean(1))
+    weights = mask[:, :, None].to(states.dtype)
+    return functional.normalize((states * weights).sum(1) / weights.sum(1))
+
+
+def _sentences(p: problems.Sentences) -> Calls:
+    def way(model: nn.Module, groups: list[problems.Group]) -> Callable[[], Any]:
+        inputs = [
+            (tensor(g.places), tensor(g.ids), tensor(g.mask) if g.padded else None) for g in groups
+        ]
+        out = torch.empty(len(p.ids), int(p.config["hidden_size"]))
+
+        def run() -> Any:
+            for places, ids, mask in inputs:
+                states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+                out[places] = pooled(states, mask)
+            return out
+
+        return run
+
+    ways: Calls = {}
+    for number, (words, groups) in enumerate(p.groupings.items()):
+        ways[f"sdpa {words}".strip()] = way(bert(p.directory, "sdpa"), groups)
+        if number == 0:
+            ways[f"eager {words}".strip()] = way(bert(p.directory, "eager"), groups)
+    return ways

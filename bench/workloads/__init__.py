@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 
 from bench.harness import Workload
-from bench.workloads import attention, blocks, curves, decode, linear, norm
+from bench.workloads import (
+    attention,
+    blocks,
+    curves,
+    decode,
+    generate,
+    linear,
+    norm,
+    sentences,
+)
 
 # suite -> module, in the order in which they run
 SUITES = {
@@ -12,6 +21,8 @@ SUITES = {
     "linear": linear,
     "norm": norm,
     "blocks": blocks,
+    "encode": sentences,
+    "generate": generate,
     "scaling": curves,
 }
 

@@ -165,4 +165,27 @@ void run_tasks(int64_t tasks, int threads, TaskOrder order, TaskFunction functio
   for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
 }
 
+void Team::barrier() {
+#if defined(_OPENMP)
+#pragma omp barrier
+#endif
+}
+
+void run_team(int threads, TeamFunction function, void* context) {
+  Team::Shares shares;
+#if defined(_OPENMP)
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    {
+      Team team(shares, omp_get_thread_num(), omp_get_num_threads());
+      function(context, team);
+    }
+    return;
+  }
+#endif
+  (void)threads;
+  Team team(shares, 0, 1);
+  function(context, team);
+}
+
 }  // namespace fastmha

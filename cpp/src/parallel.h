@@ -1,6 +1,7 @@
 // parallel_for: the only door to OpenMP.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -45,6 +46,69 @@ void parallel_for(int64_t tasks, int threads, Body&& body, TaskOrder order = Tas
   run_tasks(
       tasks, threads, order,
       [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// ---- steps that all threads take together --------------------------------------------------------------------------
+
+// The threads of one parallel region, which go through the same steps side by side: a barrier costs 0.3 us, a region
+// of its own 1.2 us. Every thread has a Team of its own and calls the same methods in the same order.
+class Team {
+ public:
+  static constexpr int kMostShares = 64;
+  // Tasks of a step that were taken from one thread's run of them; on a cache line of its own.
+  struct alignas(64) Share {
+    std::atomic<int64_t> taken{0};
+  };
+  // Two steps' shares: those of the step before are made ready for the next one meanwhile.
+  struct Shares {
+    Share of[2][kMostShares];
+  };
+
+  Team(Shares& shares, int thread, int threads) : shares_(shares), thread_(thread), threads_(threads) {}
+
+  int thread() const { return thread_; }
+  // body(task) for every task in [0, tasks), in runs as TaskOrder::kRuns has them. Returns when all are done. body
+  // must not throw and must not allocate.
+  template <class Body>
+  void each(int64_t tasks, Body&& body) {
+    if (threads_ == 1) {
+      for (int64_t task = 0; task < tasks; ++task) body(task);
+      return;
+    }
+    const int count = threads_ < kMostShares ? threads_ : kMostShares;
+    Share* const now = shares_.of[step_ & 1];
+    if (thread_ < count) shares_.of[~step_ & 1][thread_].taken.store(0, std::memory_order_relaxed);
+    ++step_;
+    for (int turn = 0; turn < count; ++turn) {
+      const int owner = (thread_ + turn) % count;
+      const int64_t first = tasks * owner / count, size = tasks * (owner + 1) / count - first;
+      std::atomic<int64_t>& taken = now[owner].taken;
+      while (taken.load(std::memory_order_relaxed) < size) {
+        const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
+        if (task < size) body(first + task);
+      }
+    }
+    barrier();
+  }
+
+ private:
+  static void barrier();
+
+  Shares& shares_;
+  int thread_, threads_;
+  unsigned step_ = 0;
+};
+
+using TeamFunction = void (*)(void* context, Team& team);
+void run_team(int threads, TeamFunction function, void* context);
+
+// body(team) on each of `threads` threads. The same rules as for the tasks of parallel_for.
+template <class Body>
+void parallel_team(int threads, Body&& body) {
+  using Plain = std::remove_reference_t<Body>;
+  run_team(
+      threads, [](void* context, Team& team) { (*static_cast<Plain*>(context))(team); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

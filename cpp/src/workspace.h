@@ -11,7 +11,8 @@ namespace fastmha {
 // calls neither allocate nor page-fault; release_scratch frees it. None grows with q_len x kv_len; per
 // thread:
 //
-//   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim
+//   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim; shared by all threads: a
+//                         relative bias, per head a float for each distance that occurs
 //   short sequences       22 KB
 //   decoding              a piece's scores, some KB; shared by all threads: (2 + value_dim) floats per head and
 //                         256 keys

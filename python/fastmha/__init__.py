@@ -3,7 +3,8 @@
 functional   attention and row-wise operations as functions of arrays
 cache        keys and values that grow while a decoder generates
 nn           blocks and models, with torch's names and weights
-models       checkpoints from disk: load, translate, generate
+decoding     searches: greedy, beams, samples
+models       checkpoints from disk: load, encode, translate, generate
 runtime      threads, instruction sets, facts of this build
 
 Importing fastmha needs NumPy alone. Reading checkpoints needs the extra ``fastmha[text]``, the
@@ -13,6 +14,7 @@ command line ``fastmha[cli]``.
 from fastmha import _openmp as _openmp  # first: it loads the core
 from fastmha._core import __version__
 from fastmha.cache import KVCache
+from fastmha.decoding import GenerationSettings
 from fastmha.encoder_model import EncoderModel
 from fastmha.functional import (
     attention_with_kvcache,
@@ -25,12 +27,7 @@ from fastmha.functional import (
     softmax,
     varlen_attention,
 )
-from fastmha.models import (
-    TranslationModel,
-    UnknownCharacterWarning,
-    demo_model_path,
-    load,
-)
+from fastmha.models import demo_model_path, load
 from fastmha.nn import (
     Decoder,
     DecoderBlock,
@@ -56,6 +53,7 @@ from fastmha.runtime import (
     release_memory,
     set_num_threads,
 )
+from fastmha.translation_model import Translation, TranslationModel, UnknownCharacterWarning
 
 __all__ = [
     "Decoder",
@@ -67,12 +65,14 @@ __all__ = [
     "EncoderBlock",
     "EncoderModel",
     "FeedForward",
+    "GenerationSettings",
     "KVCache",
     "LayerNorm",
     "Linear",
     "MultiHeadAttention",
     "RMSNorm",
     "Transformer",
+    "Translation",
     "TranslationModel",
     "UnknownCharacterWarning",
     "__version__",

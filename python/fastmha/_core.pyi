@@ -140,6 +140,34 @@ def multi_head_attention(
     gives queries, keys and values.
     """
 
+def decoder_step(
+    blocks: list[tuple[object, ...]],
+    norm: Norm | None,
+    x: Float32,
+    beam_size: int,
+    slots: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    new_lengths: NDArray[np.int64] | None,
+    memory_starts: NDArray[np.int64],
+    memory_lengths: NDArray[np.int64],
+    relative_bias: Float32 | None,
+) -> Float32:
+    """x (hypotheses, length, width) through decoder blocks and a norm; see DecoderStepParams.
+
+    A block is (in_proj, out_proj, memory_q_proj, memory_out_proj, linear1, linear2, gate or None,
+    norm1, norm2, norm3, norm_first, heads, kv_heads, scale or None, key, value, memory_key,
+    memory_value). New keys and values are written; the caller counts them in `lengths`.
+    """
+
+def copy_slots(
+    keys: list[Float32],
+    values: list[Float32],
+    from_slots: NDArray[np.int64],
+    to_slots: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> None:
+    """The first lengths[i] positions of slot from_slots[i] to slot to_slots[i] of every array."""
+
 def layer_norm(
     x: Float32,
     weight: Float32,

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32: TypeAlias = NDArray[np.float32]
+Float64: TypeAlias = NDArray[np.float64]
 Bool: TypeAlias = NDArray[np.bool_]
 Int64: TypeAlias = NDArray[np.int64]
 Integers: TypeAlias = NDArray[np.integer[Any]]
@@ -16,5 +17,5 @@ def is_float32(dtype: object) -> bool:
     """Whether `dtype` names float32, in any of NumPy's ways: the name, the type, the dtype."""
     try:
         return np.dtype(dtype) == np.float32  # type: ignore[call-overload, no-any-return]
-    except (TypeError, ValueError):  # not a dtype at all
+    except (TypeError, ValueError, SyntaxError):  # no dtype at all; NumPy parses text with commas
         return False

@@ -1,22 +1,54 @@
-"""What the commands share: threads, and mistakes that come back as one line."""
+"""What the commands share: options, progress, files that go on after an interruption, and mistakes
+that come back as one line."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 import fastmha as fm
+from fastmha.growing_file import GrowingFile
 from fastmha.lines import utf8
 
-__all__ = ["Threads", "fail", "mistakes_as_one_line", "set_threads"]
+__all__ = [
+    "STANDARD",
+    "Force",
+    "Restart",
+    "Threads",
+    "check_output",
+    "fail",
+    "going_on",
+    "mistakes_as_one_line",
+    "progress_bar",
+    "set_threads",
+]
 
+STANDARD = Path("-")
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads; all that this process may use if not given."),
 ]
+
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Begin anew after an interruption.")]
 
 
 def set_threads(threads: int | None) -> None:
@@ -43,3 +75,88 @@ def mistakes_as_one_line() -> Iterator[None]:
 def fail(message: str) -> None:
     print(f"fastmha: {message}", file=sys.stderr)
     raise typer.Exit(1)
+
+
+def check_output(output: Path, force: bool) -> None:
+    """A file that can be written is named."""
+    if output.exists() and not force:
+        raise FileExistsError(f"{output} exists; --force replaces it")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent} is not a directory")
+
+
+@contextmanager
+def going_on(
+    out: GrowingFile, texts: Iterator[str], what: str, unit: str, sources: list[Path]
+) -> Iterator[tuple[Progress, TaskID]]:
+    """Pass over the texts of the rows that are there, and say how the job goes on when it is
+    stopped."""
+    try:
+        out.check_kept(texts)
+        if out.rows:
+            print(f"fastmha: going on after {out.rows} rows", file=sys.stderr)
+        with progress_bar(what, unit, sources, out.rows, to_file=True) as bar:
+            yield bar
+    except KeyboardInterrupt:
+        print(
+            f"fastmha: stopped; {out.rows} rows are kept in {out.partial}, the same command goes "
+            "on from there",
+            file=sys.stderr,
+        )
+        raise
+
+
+class RateColumn(ProgressColumn):
+    """Texts per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if speed is None:
+            return Text("")
+        return Text(f"{speed:,.{0 if speed >= 10 else 1}f} {self._unit}/s")
+
+
+@contextmanager
+def progress_bar(
+    what: str, unit: str, sources: list[Path], done: int = 0, *, to_file: bool = False
+) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar on stderr with rate and time left, when that is a terminal and results do not appear
+    on the same one."""
+    console = Console(stderr=True)
+    shown = console.is_terminal and (to_file or not sys.stdout.isatty())
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        speed_estimate_period=120,  # seconds: chunks of long texts take a while
+        disable=not shown,
+    ) as bar:
+        total = count_lines(sources) if shown else None
+        yield bar, bar.add_task(what, total=total, completed=done)
+
+
+def count_lines(sources: list[Path]) -> int | None:
+    """Lines of all files; None when one is a pipe, which can be read but once."""
+    return sum(map(_count, sources)) if all(path.is_file() for path in sources) else None
+
+
+def _count(path: Path) -> int:
+    count, last = 0, b"\n"
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            count += block.count(b"\n")
+            last = block[-1:]
+    return count + (last != b"\n")

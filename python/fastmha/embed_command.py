@@ -4,30 +4,24 @@ The lines are read, embedded and written in chunks; at any time one chunk is in 
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 import fastmha as fm
 from fastmha._types import Float32
-from fastmha.command_tools import Threads, mistakes_as_one_line, set_threads
+from fastmha.command_tools import (
+    STANDARD,
+    Force,
+    Restart,
+    Threads,
+    check_output,
+    going_on,
+    mistakes_as_one_line,
+    progress_bar,
+    set_threads,
+)
 from fastmha.embed_files import (
     CHUNK,
     FORMATS,
@@ -40,8 +34,6 @@ from fastmha.encoder_model import BATCH_TOKENS, EncoderModel
 from fastmha.lines import chunks, lines
 
 __all__ = ["embed"]
-
-STANDARD = Path("-")
 
 
 def embed(
@@ -88,10 +80,8 @@ def embed(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew after an interruption.")
-    ] = False,
+    force: Force = False,
+    restart: Restart = False,
 ) -> None:
     """Write the sentence embedding of every line; blank lines are texts, too.
 
@@ -112,7 +102,7 @@ def embed(
             raise ValueError("nothing to embed: give a file, or a pipe")
         kind = _format(output, format)
         if output != STANDARD:
-            _check_output(output, force)
+            check_output(output, force)
         loaded = fm.load(model, dtype)
         if not isinstance(loaded, EncoderModel):
             raise ValueError(f"{model} is not an encoder: it gives no sentence embeddings")
@@ -145,7 +135,7 @@ class Job:
         return self.model.encode(texts, **self.settings)
 
     def to_stdout(self) -> None:
-        with progress_bar(self.sources, to_file=False) as (bar, task):
+        with progress_bar("embedding", "texts", self.sources) as (bar, task):
             for _, texts in chunks(lines([], self.sources), CHUNK):
                 sys.stdout.write(json_lines(texts, self._encode(texts)).decode())
                 sys.stdout.flush()
@@ -155,20 +145,9 @@ class Job:
         identity = self.model.fingerprint(self._encode)
         with kind(path, self.model.embedding_dim, identity, restart=restart) as out:
             texts = lines([], self.sources)
-            try:
-                out.check_kept(texts)
-                if out.rows:
-                    print(f"fastmha: going on after {out.rows} rows", file=sys.stderr)
-                with progress_bar(self.sources, out.rows, to_file=True) as (bar, task):
-                    for rows in write_embeddings(out, texts, self._encode):
-                        bar.advance(task, rows)
-            except KeyboardInterrupt:
-                print(
-                    f"fastmha: stopped; {out.rows} rows are kept in {out.partial}, the same "
-                    "command goes on from there",
-                    file=sys.stderr,
-                )
-                raise
+            with going_on(out, texts, "embedding", "texts", self.sources) as (bar, task):
+                for rows in write_embeddings(out, texts, self._encode):
+                    bar.advance(task, rows)
 
 
 def _format(output: Path, name: str | None) -> type[EmbeddingFile]:
@@ -177,60 +156,3 @@ def _format(output: Path, name: str | None) -> type[EmbeddingFile]:
             raise ValueError(f"stdout takes JSON Lines alone; give --output for {name}")
         return FORMATS["jsonl"]
     return file_format(output, name)
-
-
-def _check_output(output: Path, force: bool) -> None:
-    if output.exists() and not force:
-        raise FileExistsError(f"{output} exists; --force replaces it")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output.parent} is not a directory")
-
-
-class RateColumn(ProgressColumn):
-    """Texts per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} texts/s")
-
-
-@contextmanager
-def progress_bar(
-    sources: list[Path], done: int = 0, *, to_file: bool
-) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar on stderr with rate and time left, when that is a terminal and embeddings do
-    not appear on the same one."""
-    console = Console(stderr=True)
-    shown = console.is_terminal and (to_file or not sys.stdout.isatty())
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        speed_estimate_period=120,  # seconds: chunks of long texts take a while
-        disable=not shown,
-    ) as bar:
-        total = count_lines(sources) if shown else None
-        yield bar, bar.add_task("embedding", total=total, completed=done)
-
-
-def count_lines(sources: list[Path]) -> int | None:
-    """Lines of all files; None when one is a pipe, which can be read but once."""
-    return sum(map(_count, sources)) if all(path.is_file() for path in sources) else None
-
-
-def _count(path: Path) -> int:
-    count, last = 0, b"\n"
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            count += block.count(b"\n")
-            last = block[-1:]
-    return count + (last != b"\n")

@@ -25,7 +25,7 @@ from fastmha.nn.module import check_size
 from fastmha.nn.ragged import as_integers, cumulative
 from fastmha.sentence import SentenceSettings, normalized, pool, read_sentence_settings
 from fastmha.tensors import Tensors
-from fastmha.texts import TextTokenizer, tracked
+from fastmha.texts import TextTokenizer, check_many, tracked
 
 __all__ = ["EncoderMaps", "EncoderModel"]
 
@@ -52,12 +52,6 @@ class EncoderMaps:
 
     tokens: tuple[str, ...]
     layers: list[Float32]
-
-
-def _check_many(operation: str, texts: object) -> None:
-    """One text is an iterable of its characters: a row for each would surprise."""
-    if isinstance(texts, str):
-        raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
 
 
 class EncoderModel:
@@ -233,7 +227,7 @@ class EncoderModel:
             Of the next n texts, n = `chunk` except at the end.
         """
         check_size("encode_stream", chunk=chunk, batch_tokens=batch_tokens)
-        _check_many("encode_stream", texts)
+        check_many("encode_stream", texts)
         return self._encode_stream(texts, chunk, batch_size, batch_tokens, normalize, prompt)
 
     def _encode_stream(
@@ -308,7 +302,7 @@ class EncoderModel:
         """
         from fastmha.embed_files import file_format, write_embeddings
 
-        _check_many("encode_to_file", texts)
+        check_many("encode_to_file", texts)
         path = Path(path)
         kind = file_format(path, format)
         if not path.parent.is_dir():

@@ -68,7 +68,7 @@ def chunks(texts: Iterator[str], size: int) -> Iterator[tuple[int, list[str]]]:
         try:
             for line in itertools.islice(texts, size):
                 chunk.append(line)  # one by one: what came before a mistake stays
-        except (OSError, ValueError) as error:
+        except Exception as error:
             mistake = error
         if chunk:
             yield first, chunk

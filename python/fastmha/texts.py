@@ -12,7 +12,7 @@ from fastmha._extras import require
 from fastmha._types import Int64
 from fastmha.config import read_json
 
-__all__ = ["TextTokenizer", "check_text", "read_tokenizer", "tracked"]
+__all__ = ["TextTokenizer", "check_many", "check_text", "read_tokenizer", "tracked"]
 
 # The special tokens of a vocab.txt and how BERT writes them; tokenizer_config.json may differ.
 SPECIAL = {
@@ -38,6 +38,12 @@ def check_text(what: str, text: object) -> None:
             "surrogate, which is no character (bytes that were not UTF-8?); decode them with their "
             "own encoding, or with errors='replace'"
         ) from None
+
+
+def check_many(operation: str, texts: object) -> None:
+    """One text is an iterable of its characters: a result for each would surprise."""
+    if isinstance(texts, str):
+        raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
 
 
 class TextTokenizer:

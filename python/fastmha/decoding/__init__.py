@@ -12,7 +12,7 @@ Everything here is NumPy over the two protocols; what is decided for one source 
 logits alone.
 """
 
-from fastmha.decoding.protocols import EncoderDecoder, Hypotheses
+from fastmha.decoding.protocols import Hypotheses, Network
 from fastmha.decoding.scheduler import BATCH_SIZE, generate, stream
 from fastmha.decoding.scoring import TargetScore, score
 from fastmha.decoding.settings import GenerationSettings
@@ -20,10 +20,10 @@ from fastmha.decoding.targets import Hypothesis
 
 __all__ = [
     "BATCH_SIZE",
-    "EncoderDecoder",
     "GenerationSettings",
     "Hypotheses",
     "Hypothesis",
+    "Network",
     "TargetScore",
     "generate",
     "score",

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastmha._types import Bool, Float32, Int64
+from fastmha import _core
+from fastmha._types import Bool, Float32, Float64, Int64
 from fastmha.decoding.rules import Rules
 from fastmha.decoding.settings import GenerationSettings
-from fastmha.decoding.targets import Float64, Growing, Hypothesis, Prompt, among, force
-from fastmha.decoding.top_k import top_k
+from fastmha.decoding.targets import Growing, Hypothesis, Prompt, among, force
 
 __all__ = ["BeamSearch"]
 
@@ -101,7 +101,8 @@ class BeamSearch:
         count, width = self.targets.count, self.width
         # No more than these of one beam can be among the best of all.
         each = min(self._kept, logits.shape[1])
-        values, tokens = _best_tokens(logits, self._rules, self.targets, each)
+        with np.errstate(invalid="ignore"):  # infinite logits give NaN, which comes last
+            values, tokens = _best_tokens(logits, self._rules, self.targets, each)
         total = values.reshape(count, width, each) + self._scores[:count, :, None]
         total = total.reshape(count, width * each)
         order = np.argsort(-total, axis=1, kind="stable")[:, : self._kept]
@@ -163,8 +164,7 @@ class BeamSearch:
             counts = targets.limits - targets.prompts
         else:
             counts = targets.given + 1 - targets.prompts
-        with np.errstate(invalid="ignore"):
-            possible = best / self._norms[np.maximum(counts, 1)]
+        possible = best / self._norms[np.maximum(counts, 1)]
         done: Bool = full & ~(possible > self._worst[: targets.count])
         return done | hopeless
 
@@ -209,27 +209,28 @@ def _best_tokens(
     """The `count` best next tokens of each row, and their log-probabilities as the rules leave
     them."""
     if not rules:
-        values, tokens, sums = top_k(logits, count)
+        values, tokens, sums = _core.top_k(logits, count)
         return _normalised(values, sums.astype(np.float64)), tokens
     held = targets.for_rules()
     if not rules.only_bans:
-        logits -= top_k(logits, 1)[2][:, None]
+        logits -= _core.top_k(logits, 1)[2][:, None]
         rules(logits, held)
-        values, tokens, _ = top_k(logits, count)
+        values, tokens, sums = _core.top_k(logits, count)
+        if rules.renormalize:
+            return _normalised(values, sums.astype(np.float64)), tokens
         return values.astype(np.float64), tokens
-    # What is banned still counts in the sum that probabilities are divided by. Adding it again
-    # costs less than a pass over the vocabulary for the sum before it is banned.
-    rows, banned = rules.banned(held, logits.shape)
-    taken = logits[rows, banned].astype(np.float64)
-    logits[rows, banned] = -np.inf
-    values, tokens, left = top_k(logits, count)
-    total = left.astype(np.float64)
-    np.logaddexp.at(total, rows, taken)
+    gone = rules.take_out(logits, held)
+    values, tokens, sums = _core.top_k(logits, count)
+    total = sums.astype(np.float64)
+    if gone is not None and not rules.renormalize:
+        # What is banned still counts in the sum that probabilities are divided by. Adding it again
+        # costs less than a pass over the vocabulary for the sum before it is banned.
+        total = np.logaddexp(total, gone)
     scores = _normalised(values, total)
     for rows, forced in force(rules, held):
         some = forced[:count]
         scores[rows] = -np.inf
-        scores[rows, : len(some)] = 0.0
+        scores[rows, : len(some)] = -np.log(len(forced)) if rules.renormalize else 0.0
         tokens[rows, : len(some)] = some
     return scores, tokens
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastmha._types import Bool, Float32, Int64
+from fastmha import _core
+from fastmha._types import Bool, Float32, Float64, Int64
 from fastmha.decoding.draw import draw
 from fastmha.decoding.rules import Rules
 from fastmha.decoding.settings import GenerationSettings
-from fastmha.decoding.targets import Float64, Growing, Hypothesis, Prompt, among, force
-from fastmha.decoding.top_k import top_k
+from fastmha.decoding.targets import Growing, Hypothesis, Prompt, among, force
 
 __all__ = ["Chains"]
 
@@ -89,7 +89,8 @@ class Chains:
         targets, count = self.targets, self.targets.count
         targets.given += 1
         feeding = targets.still_feeding()
-        tokens, gained = self._choose(logits)
+        with np.errstate(invalid="ignore"):  # infinite logits give NaN
+            tokens, gained = self._choose(logits)
         tokens = tokens.reshape(count, self.width)
         ended = self._ended[:count]
         if feeding is not None:
@@ -113,9 +114,9 @@ class Chains:
                 rules(logits, targets.for_rules())
             return self._pick(logits), _NOTHING
         if not rules and self._uniform is None:
-            values, best, sums = top_k(logits, 1)
+            values, best, sums = _core.top_k(logits, 1)
             return best[:, 0], values[:, 0].astype(np.float64) - sums
-        total = top_k(logits, 1)[2].astype(np.float64)
+        total = _core.top_k(logits, 1)[2].astype(np.float64)
         network = logits.copy()  # rules and temperature change the logits
         held = targets.for_rules()
         rules(logits, held)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastmha._types import Int64
-from fastmha.decoding.protocols import EncoderDecoder
+from fastmha.decoding.protocols import Network
 from fastmha.nn.ragged import as_integers
 
 __all__ = ["check_ids", "check_source"]
@@ -35,14 +35,14 @@ def check_ids(what: str, ids: ArrayLike | None, vocab_size: int) -> Int64:
     return integers.astype(np.int64)
 
 
-def check_source(network: EncoderDecoder, ids: ArrayLike, n: int, what: str = "generate") -> Int64:
+def check_source(network: Network, ids: ArrayLike, n: int, what: str = "generate") -> Int64:
     """Ids of source n that the network can read."""
-    source = check_ids(f"{what}: src[{n}]", ids, network.source_vocab_size)
+    source = check_ids(f"{what}: source {n}", ids, network.source_vocab_size)
     if source.size == 0:
         raise ValueError(f"{what}: source {n} is empty")
     longest = network.max_source_length
     if longest is not None and source.size > longest:
         raise ValueError(
-            f"{what}: src[{n}] has {source.size} tokens, the model has {longest} positions"
+            f"{what}: source {n} has {source.size} tokens, the model has {longest} positions"
         )
     return source

@@ -2,38 +2,15 @@
 
 from typing import Protocol
 
-from numpy.typing import ArrayLike
-
 from fastmha._types import Float32, Int64
+from fastmha.nn.encoder_decoder import Hypotheses
 
-__all__ = ["EncoderDecoder", "Hypotheses"]
-
-
-class Hypotheses(Protocol):
-    """Target prefixes that grow: `beam_size` next to each other for each source present.
-
-    Row ``n * beam_size + b`` is hypothesis b of the n-th source present. What a source gets does
-    not depend on which others are present.
-    """
-
-    def join(self, memory: Float32, cu_seqlens: Int64) -> None:
-        """New sources behind those present, by the encoder's output; they have read no token."""
-
-    def logits(self, tokens: Int64) -> Float32:
-        """Append one token to every hypothesis; (rows, vocabulary) for the one after it.
-
-        The array is the caller's to change.
-        """
-
-    def reorder(self, beam_indices: ArrayLike) -> None:
-        """Let row r continue row ``beam_indices[r]``, which is of the same source."""
-
-    def select(self, sources: ArrayLike) -> None:
-        """Keep the sources at these places, in rising order, and forget the others."""
+__all__ = ["Hypotheses", "Network"]
 
 
-class EncoderDecoder(Protocol):
-    """A network from source ids to logits over the target vocabulary."""
+class Network(Protocol):
+    """What is used of a :class:`fastmha.nn.encoder_decoder.EncoderDecoder`, and all that a stand-in
+    must have."""
 
     @property
     def source_vocab_size(self) -> int: ...

@@ -13,14 +13,15 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fastmha._types import Bool, Float32, Int64
+from fastmha._types import Bool, Float32, Float64, Int64
 from fastmha.decoding.settings import GenerationSettings
 
 __all__ = ["Ban", "Force", "Rule", "Rules", "Targets", "rules_for"]
 
 # Rows and tokens, one for one.
 Places: TypeAlias = tuple[Int64, Int64]
-NOWHERE: Places = np.empty(0, np.int64), np.empty(0, np.int64)
+NOTHING = np.empty(0, np.int64)
+NOWHERE: Places = NOTHING, NOTHING
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,28 @@ class Rule(Protocol):
 
 
 class Ban:
-    """A rule that does nothing but ban tokens."""
+    """A rule that does nothing but ban tokens.
+
+    Attributes
+    ----------
+    always : ndarray of int64
+        What it bans in every row at every length.
+    sometimes : bool
+        Whether it bans anything else.
+    """
+
+    always: Int64 = NOTHING
+    sometimes = True
 
     def banned(self, targets: Targets, rows: int) -> Places:
-        """Where a score becomes -inf; a place may come twice."""
-        raise NotImplementedError
+        """Where a score becomes -inf besides `always`; a place may come twice."""
+        return NOWHERE
 
     def __call__(self, scores: Float32, targets: Targets) -> None:
-        scores[self.banned(targets, len(scores))] = -np.inf
+        if self.always.size:
+            scores[:, self.always] = -np.inf
+        if self.sometimes:
+            scores[self.banned(targets, len(scores))] = -np.inf
 
 
 class Force:
@@ -117,15 +132,16 @@ class BannedWords(Ban):
 
     def __init__(self, words: Sequence[Sequence[int]]) -> None:
         single = sorted({word[0] for word in words if len(word) == 1})
-        self.single = np.array(single, np.int64)
+        self.always = np.array(single, np.int64)
         by_length: dict[int, list[Sequence[int]]] = {}
         for word in words:
             if len(word) > 1:
                 by_length.setdefault(len(word), []).append(word)
         self.longer = [np.array(same_length, np.int64) for same_length in by_length.values()]
+        self.sometimes = bool(self.longer)
 
     def banned(self, targets: Targets, rows: int) -> Places:
-        places = [_everywhere(rows, self.single)]
+        places = [NOWHERE]
         for words in self.longer:  # (words, length)
             before = words.shape[1] - 1
             same = (_last(targets, before)[:, None] == words[:, :-1]).all(axis=2)  # (rows, words)
@@ -182,11 +198,10 @@ class RemoveInvalid:
 class Suppress(Ban):
     """Tokens that never come."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = np.array(sorted(set(tokens)), np.int64)
+    sometimes = False
 
-    def banned(self, targets: Targets, rows: int) -> Places:
-        return _everywhere(rows, self.tokens)
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.always = np.array(sorted(set(tokens)), np.int64)
 
 
 class SuppressFirst(Ban):
@@ -201,42 +216,49 @@ class SuppressFirst(Ban):
         return _everywhere_in(np.flatnonzero(targets.lengths == first), self.tokens)
 
 
-class Renormalize:
-    """Log-probabilities that sum to 1 again behind the rules."""
-
-    def __call__(self, scores: Float32, targets: Targets) -> None:
-        scores -= scores.max(axis=1, keepdims=True)
-        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
-
-
 class Rules:
-    """All rules of a call, in their order."""
+    """All rules of a call, in their order.
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        self.rules = list(rules)
-        self.bans = [rule for rule in rules if isinstance(rule, Ban)]
+    Attributes
+    ----------
+    only_bans : bool
+        Whether they do nothing but ban and force. Then their order does not matter, as long as what
+        is forced comes last: settings that suppress what they force are refused.
+    renormalize : bool
+        Whether log-probabilities sum to 1 again behind the rules. No matter to greedy search and
+        sampling: they go by which score is greater, or by weights that are normalised anyway.
+    """
+
+    def __init__(self, rules: Sequence[Rule], *, renormalize: bool = False) -> None:
+        self._rules = list(rules)
+        self._bans = [rule for rule in rules if isinstance(rule, Ban)]
         self.forces = [rule for rule in rules if isinstance(rule, Force)]
-        # Then the order does not matter, as long as what is forced comes last: settings that
-        # suppress what they force are refused.
-        self.only_bans = len(self.bans) + len(self.forces) == len(self.rules)
+        self.only_bans = len(self._bans) + len(self.forces) == len(self._rules)
+        self.renormalize = renormalize
+        self._always = np.unique(np.concatenate([NOTHING, *(ban.always for ban in self._bans)]))
+        self._sometimes = [ban for ban in self._bans if ban.sometimes]
 
     def __bool__(self) -> bool:
-        return bool(self.rules)
+        return bool(self._rules)
 
     def __call__(self, scores: Float32, targets: Targets) -> None:
-        for rule in self.rules:
+        for rule in self._rules:
             rule(scores, targets)
 
-    def banned(self, targets: Targets, shape: tuple[int, int]) -> Places:
-        """All that is banned, each place once, by row and then by token."""
-        rows, width = shape
-        if not self.bans:
-            return NOWHERE
-        found, tokens = _joined([rule.banned(targets, rows) for rule in self.bans])
-        if found.size < 2:
-            return found, tokens
-        places = np.unique(found * width + tokens)
-        return places // width, places % width
+    def take_out(self, scores: Float32, targets: Targets) -> Float64 | None:
+        """Ban what is banned; (rows,): log(sum(exp)) of the scores that went, None for no ban."""
+        if not self._bans:
+            return None
+        taken = scores[:, self._always].astype(np.float64)
+        scores[:, self._always] = -np.inf
+        gone = taken[:, 0] if taken.shape[1] == 1 else np.logaddexp.reduce(taken, axis=1)
+        if self._sometimes:
+            places = _joined([ban.banned(targets, len(scores)) for ban in self._sometimes])
+            rows, tokens = _once(places, scores.shape[1])
+            found = scores[rows, tokens].astype(np.float64)  # -inf where it is gone already
+            scores[rows, tokens] = -np.inf
+            np.logaddexp.at(gone, rows, found)
+        return gone
 
 
 def rules_for(settings: GenerationSettings, vocab_size: int) -> Rules:
@@ -249,6 +271,7 @@ def rules_for(settings: GenerationSettings, vocab_size: int) -> Rules:
     """
     s = settings
     named = {
+        "decoder_start_token_id": [s.decoder_start_token_id],
         "eos_token_id": s.eos_token_id,
         "bad_words_ids": [token for word in s.bad_words_ids for token in word],
         "suppress_tokens": s.suppress_tokens,
@@ -286,9 +309,7 @@ def rules_for(settings: GenerationSettings, vocab_size: int) -> Rules:
         rules.append(Suppress(s.suppress_tokens))
     if s.begin_suppress_tokens:
         rules.append(SuppressFirst(s.begin_suppress_tokens, s.forced_bos_token_id is not None))
-    if s.renormalize_logits:
-        rules.append(Renormalize())
-    return Rules(rules)
+    return Rules(rules, renormalize=s.renormalize_logits)
 
 
 def _last(targets: Targets, count: int) -> Int64:
@@ -296,10 +317,6 @@ def _last(targets: Targets, count: int) -> Int64:
     places = targets.lengths[:, None] - count + np.arange(count)
     last: Int64 = np.take_along_axis(targets.ids, np.maximum(places, 0), axis=1)
     return last
-
-
-def _everywhere(rows: int, tokens: Int64) -> Places:
-    return _everywhere_in(np.arange(rows), tokens)
 
 
 def _everywhere_in(rows: Int64, tokens: Int64) -> Places:
@@ -311,3 +328,12 @@ def _joined(places: Sequence[Places]) -> Places:
         return places[0]
     rows, tokens = zip(*places, strict=True)
     return np.concatenate(rows), np.concatenate(tokens)
+
+
+def _once(places: Places, width: int) -> Places:
+    """Each place once, by row and then by token: a row's sum has the same order in any batch."""
+    rows, tokens = places
+    if rows.size < 2:
+        return places
+    flat = np.unique(rows * width + tokens)
+    return flat // width, flat % width

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmha import _core
 from fastmha._types import Int64
 from fastmha.decoding.ids import check_ids, check_source
-from fastmha.decoding.protocols import EncoderDecoder
+from fastmha.decoding.protocols import Network
 from fastmha.decoding.settings import GenerationSettings
-from fastmha.decoding.top_k import top_k
 
 __all__ = ["TargetScore", "score"]
 
@@ -40,13 +40,9 @@ class _Pair:
     read: Int64  # start token and target, as far as something is expected behind it
     expected: Int64  # target and end token
 
-    @property
-    def rows(self) -> int:
-        return max(len(self.read), 2)
-
 
 def score(
-    network: EncoderDecoder,
+    network: Network,
     pairs: Iterable[tuple[ArrayLike, ArrayLike]],
     settings: GenerationSettings,
     *,
@@ -74,6 +70,18 @@ def score(
     ------
     ValueError, TypeError
         Ids that the network cannot read, a target longer than it has positions, no end token.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> from fastmha.decoding import GenerationSettings, score
+    >>> network = fm.Transformer(
+    ...     20, 30, d_model=32, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, d_ff=64
+    ... )
+    >>> settings = GenerationSettings(decoder_start_token_id=1, eos_token_id=2, max_new_tokens=4)
+    >>> (found,) = score(network, [([5, 6, 2], [8, 9])], settings)
+    >>> found.log_probs.shape, bool(found.total < 0)
+    ((3,), True)
     """
     if end and not settings.eos_token_id:
         raise ValueError("score: the settings have no eos_token_id; pass end=False")
@@ -81,7 +89,7 @@ def score(
 
 
 def _checked(
-    network: EncoderDecoder,
+    network: Network,
     pairs: Iterable[tuple[ArrayLike, ArrayLike]],
     settings: GenerationSettings,
     end: bool,
@@ -90,21 +98,21 @@ def _checked(
     positions = network.max_target_length
     for n, (given, target) in enumerate(pairs):
         source = check_source(network, given, n, "score")
-        ids = check_ids(f"score: tgt[{n}]", target, network.vocab_size)
+        ids = check_ids(f"score: target {n}", target, network.vocab_size)
         expected = np.concatenate([ids, np.array(last, np.int64)])
         read = np.concatenate([np.array(start, np.int64), ids])[: max(len(expected), 1)]
         if positions is not None and len(read) > positions:
             raise ValueError(
-                f"score: tgt[{n}] has {len(ids)} tokens, the model has {positions} positions and "
+                f"score: target {n} has {len(ids)} tokens, the model has {positions} positions and "
                 "the start token takes one of them"
             )
         yield _Pair(source, read, expected)
 
 
-def _run(network: EncoderDecoder, pairs: Iterator[_Pair]) -> Iterator[TargetScore]:
+def _run(network: Network, pairs: Iterator[_Pair]) -> Iterator[TargetScore]:
     batch: list[_Pair] = []
     for pair in pairs:
-        if batch and sum(held.rows for held in batch) + pair.rows > ROWS:
+        if batch and sum(len(held.read) for held in batch) + len(pair.read) > ROWS:
             yield from _score(network, batch)
             batch = []
         batch.append(pair)
@@ -112,18 +120,16 @@ def _run(network: EncoderDecoder, pairs: Iterator[_Pair]) -> Iterator[TargetScor
         yield from _score(network, batch)
 
 
-def _score(network: EncoderDecoder, batch: Sequence[_Pair]) -> Iterator[TargetScore]:
+def _score(network: Network, batch: Sequence[_Pair]) -> Iterator[TargetScore]:
     source_bounds = np.cumsum([0, *(pair.source.size for pair in batch)])
     memory = network.encode(np.concatenate([pair.source for pair in batch]), source_bounds)
-    # Attention with one query for each sequence may round differently. A target of one token is
-    # read with a second one behind it, which it does not see.
-    read = [np.resize(pair.read, pair.rows) for pair in batch]
+    read = [pair.read for pair in batch]
     bounds = np.cumsum([0, *map(len, read)])
     logits = network.target_logits(memory, source_bounds, np.concatenate(read), bounds)
     rows = np.concatenate(
         [first + np.arange(len(pair.expected)) for first, pair in zip(bounds, batch, strict=False)]
     )
-    total = top_k(logits, 1)[2].astype(np.float64)
+    total = _core.top_k(logits, 1)[2].astype(np.float64)
     expected = np.concatenate([pair.expected for pair in batch])
     log_probs = logits[rows, expected] - total[rows]
     parts = np.split(log_probs, np.cumsum([len(pair.expected) for pair in batch])[:-1])

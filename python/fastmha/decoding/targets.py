@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from fastmha._types import Bool, Int64
 from fastmha.decoding.rules import Rules, Targets
 
-__all__ = ["Float64", "Growing", "Hypothesis", "Prompt", "among"]
-
-Float64 = NDArray[np.float64]
+__all__ = ["Growing", "Hypothesis", "Prompt", "among"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fastmha.families.modernbert import MODERNBERT
 from fastmha.families.mpnet import MPNET
 from fastmha.families.networks import Network
 from fastmha.families.roberta import ROBERTA
+from fastmha.families.t5 import MT5, T5
 from fastmha.nn.encoder_decoder import EncoderDecoder
 
 __all__ = ["FAMILIES", "SEQ2SEQ_FAMILIES", "EncoderDecoder", "Family", "Network"]
@@ -39,4 +40,6 @@ SEQ2SEQ_FAMILIES: dict[str, Family[EncoderDecoder]] = {
     "m2m_100": M2M_100,
     "marian": MARIAN,
     "mbart": MBART,
+    "mt5": MT5,
+    "t5": T5,
 }

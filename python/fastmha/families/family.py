@@ -109,8 +109,9 @@ class Family(Generic[Kind]):
             raise ValueError(f"{directory}: {'; '.join(weights.problems)}")
         network._assign(weights)
 
-    def sources(self, ours: str) -> tuple[str, ...]:
-        """The names in a checkpoint of what makes up our parameter `ours`."""
+    def sources(self, ours: str, renamed: Mapping[str, str]) -> tuple[str, ...]:
+        """The names in a checkpoint of what makes up our parameter `ours`; `renamed`: of modules
+        that are called otherwise than the family says."""
         if ours in self.names:
             return (str(self.names[ours]),)
         # the matrix of all heads has no module of its own in MultiHeadAttention
@@ -124,7 +125,7 @@ class Family(Generic[Kind]):
             stem, names = f"{layers[0]}.{index}.", layers[1]
         theirs = names[module]
         modules = (theirs,) if isinstance(theirs, str) else theirs
-        return tuple(f"{stem}{name}.{kind}" for name in modules)
+        return tuple(f"{stem}{renamed.get(name, name)}.{kind}" for name in modules)
 
 
 def _check_sizes(settings: Any, tensors: Tensors) -> None:
@@ -157,7 +158,8 @@ class Weights(Mapping[str, Float32]):
     def __init__(self, family: Family[Module], network: Module, tensors: Tensors) -> None:
         self._tensors = tensors
         self._shapes = network.state_shapes()
-        self._sources = {ours: family.sources(ours) for ours in self._shapes}
+        renamed: Mapping[str, str] = getattr(network, "renamed", {})
+        self._sources = {ours: family.sources(ours, renamed) for ours in self._shapes}
         stored = _stored_names(tensors, family.prefix)
         tied: Mapping[str, tuple[str, ...]] = getattr(network, "tied", {})
         used = {name for sources in self._sources.values() for name in sources}

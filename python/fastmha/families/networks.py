@@ -144,6 +144,10 @@ class AbsoluteEncoder(Network):
         positions = embeddings.positions.state_shapes()["weight"][0]
         self.max_length = positions - (0 if padding_id is None else padding_id + 1)
 
+    def _relative_bias(self) -> Float32 | None:
+        """What a family adds to every block's scores by distance."""
+        return None
+
     def _children(self) -> Iterator[tuple[str, Module]]:
         yield "embeddings", self.embeddings
         # block by block rather than the encoder as one: weights are converted for one at a time
@@ -154,7 +158,12 @@ class AbsoluteEncoder(Network):
         self, ids: Int64, cu_seqlens: Int64, weights: list[Sequence[Float32]] | None
     ) -> Float32:
         x = self.embeddings(ids, positions_within(ids, cu_seqlens, self.padding_id))
-        result: Any = self.encoder(x, cu_seqlens=cu_seqlens, return_weights=weights is not None)
+        result: Any = self.encoder(
+            x,
+            cu_seqlens=cu_seqlens,
+            relative_bias=self._relative_bias(),
+            return_weights=weights is not None,
+        )
         if weights is None:
             return result  # type: ignore[no-any-return]
         weights.extend(result[1])

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastmha import _core
-from fastmha._types import Bool, Float32, Int64, Integers
+from fastmha._types import Bool, Float32, Integers
 from fastmha.cache import KVCache
 from fastmha.functional import (
     attention_with_kvcache,
@@ -441,27 +441,6 @@ class MultiHeadAttention(Module):
         rows = self._in_proj.part("kv")(memory)
         heads = rows.reshape(*rows.shape[:-1], 2 * self.num_kv_heads, self.head_dim)
         return heads[..., : self.num_kv_heads, :], heads[..., self.num_kv_heads :, :]
-
-    def attend_rows(
-        self,
-        query: Float32,
-        key: Float32,
-        value: Float32,
-        *,
-        cu_seqlens_q: Int64,
-        cu_seqlens_k: Int64,
-        residual: Float32,
-        norm_before: Norm | None = None,
-        norm_after: Norm | None = None,
-    ) -> Float32:
-        """Queries (T, embed_dim) against keys and values that :meth:`project_kv` made before, both
-        ragged."""
-        if norm_before is not None:
-            query = norm_before(query)
-        q = self._in_proj.part("q")(query).reshape(len(query), self.num_heads, self.head_dim)
-        attended = varlen_attention(q, key, value, cu_seqlens_q, cu_seqlens_k, scale=self.scale)
-        joined: Float32 = self._join(attended, residual, norm_after, False)
-        return joined
 
     def _project(
         self, query: Float32, key: Float32 | None, value: Float32 | None, ndim: int

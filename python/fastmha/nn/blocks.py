@@ -8,8 +8,6 @@ operation of the core.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from fastmha import _core
 from fastmha._types import Float32, Integers
 from fastmha.nn import torch_modules
@@ -17,7 +15,7 @@ from fastmha.nn.attention import MultiHeadAttention
 from fastmha.nn.decoder_cache import DecoderBlockCache, DecoderCache
 from fastmha.nn.layers import NORMS, LayerNorm, Linear, Norm, fused, norm_of
 from fastmha.nn.module import UNSET, Module, Seed, check_size
-from fastmha.nn.ragged import Rows, check_array
+from fastmha.nn.ragged import Rows, check_array, check_lengths
 
 __all__ = ["Decoder", "DecoderBlock", "Encoder", "EncoderBlock", "FeedForward"]
 
@@ -381,13 +379,14 @@ class DecoderBlock(_Block):
         self._take_torch(module)
         return self
 
-    def new_cache(self, batch: int, capacity: int, *, beam_size: int = 1) -> DecoderBlockCache:
-        """An empty cache for `batch` sources with `beam_size` hypotheses of up to `capacity`
-        positions each."""
-        attention = self.self_attn
-        return DecoderBlockCache(
-            batch, attention.num_kv_heads, capacity, attention.head_dim, beam_size
-        )
+    def new_cache(
+        self, batch: int, capacity: int, *, beam_size: int = 1, empty: bool = False
+    ) -> DecoderBlockCache:
+        """A cache for this block alone; see :meth:`Decoder.new_cache`."""
+        return DecoderBlockCache(batch, capacity, beam_size, empty, [self._cached_heads()])
+
+    def _cached_heads(self) -> tuple[int, int]:
+        return self.self_attn.num_kv_heads, self.self_attn.head_dim
 
     def __call__(
         self,
@@ -447,21 +446,19 @@ class DecoderBlock(_Block):
         check_array("DecoderBlock", "x", x)
         if cache is not None:
             _check_cache("DecoderBlock", cache, DecoderBlockCache, cu_seqlens)
-            before = cache.snapshot()
-            try:
-                return self._step(
-                    x,
-                    memory,
-                    key_lengths,
-                    memory_lengths,
-                    memory_cu_seqlens,
-                    cache,
-                    relative_bias,
-                    return_weights,
-                )
-            except BaseException:  # interrupted, too
-                cache.restore(before)
-                raise
+            return _step(
+                "DecoderBlock",
+                [self],
+                None,
+                cache,
+                x,
+                memory,
+                key_lengths=key_lengths,
+                memory_lengths=memory_lengths,
+                memory_cu_seqlens=memory_cu_seqlens,
+                relative_bias=relative_bias,
+                return_weights=return_weights,
+            )
         if memory is None:
             raise ValueError("DecoderBlock: memory is needed, what the encoder returned")
         check_array("DecoderBlock", "memory", memory)
@@ -519,60 +516,104 @@ class DecoderBlock(_Block):
         out = self._add_and_norm(self.feed_forward, x, norm=self.norm3, out=x)
         return (out, *self_weights, *memory_weights) if return_weights else out
 
-    def _step(
-        self,
-        x: Float32,
-        memory: Float32 | None,
-        key_lengths: Lengths | None,
-        memory_lengths: Lengths | None,
-        memory_cu_seqlens: Lengths | None,
-        cache: DecoderBlockCache,
-        relative_bias: Float32 | None,
-        return_weights: bool,
-    ) -> Float32:
-        """The next positions of every hypothesis: (batch * beam_size, L, d_model)."""
-        if return_weights:
-            raise ValueError("DecoderBlock: return_weights does not go with a cache")
-        if x.ndim != 3 or len(x) != cache.self_attn.batch:
-            raise ValueError(
-                f"DecoderBlock: with this cache x must be ({cache.self_attn.batch}, length, "
-                f"{self.d_model}), got {x.shape}"
-            )
-        if not cache.has_memory:
-            if memory is None:
-                raise ValueError("DecoderBlock: the first call with a cache needs memory")
-            check_array("DecoderBlock", "memory", memory)
-            source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
-            keys, values = self.multihead_attn.project_kv(source.rows)
-            cache.set_memory(keys, values, source.cu_seqlens)
+    def join(
+        self, cache: DecoderBlockCache, memory: Float32, cu_seqlens: Lengths | None = None
+    ) -> None:
+        """Let sources join those in a cache; see :meth:`Decoder.join`."""
+        _check_cache("DecoderBlock.join", cache, DecoderBlockCache, None)
+        _join("DecoderBlock.join", [self], cache, memory, cu_seqlens)
+
+    def _core_arguments(self) -> tuple[Any, ...]:
+        """The block for a step of the core."""
+        own, over_memory, feed = self.self_attn, self.multihead_attn, self.feed_forward
+        return (
+            own._in_proj.part("qkv")._packed,
+            own.out_proj._packed,
+            over_memory._in_proj.part("q")._packed,
+            over_memory.out_proj._packed,
+            feed.linear1._packed,
+            feed.linear2._packed,
+            None if feed.gate is None else feed.gate._packed,
+            fused(self.norm1),
+            fused(self.norm2),
+            fused(self.norm3),
+            self.norm_first,
+            own.num_heads,
+            own.num_kv_heads,
+            own.scale,
+        )
+
+
+def _check_blocks(operation: str, blocks: Sequence[DecoderBlock], cache: DecoderCache) -> None:
+    if len(cache.blocks) != len(blocks):
+        raise ValueError(
+            f"{operation}: the cache is for {len(cache.blocks)} blocks, "
+            f"this decoder has {len(blocks)}"
+        )
+
+
+def _step(
+    operation: str,
+    blocks: Sequence[DecoderBlock],
+    norm: Norm | None,
+    cache: DecoderCache,
+    x: Float32,
+    memory: Float32 | None,
+    *,
+    key_lengths: Lengths | None,
+    memory_lengths: Lengths | None,
+    memory_cu_seqlens: Lengths | None,
+    relative_bias: Float32 | None,
+    return_weights: bool,
+) -> Float32:
+    """The next positions of every hypothesis, (hypotheses, length, d_model), through all blocks and
+    the norm, or through none of them."""
+    if return_weights:
+        raise ValueError(f"{operation}: return_weights does not go with a cache")
+    _check_blocks(operation, blocks, cache)
+    hypotheses, d_model = len(cache.lengths), blocks[0].d_model
+    if x.ndim != 3 or len(x) != hypotheses or x.shape[2] != d_model:
+        raise ValueError(
+            f"{operation}: with this cache x must be ({hypotheses}, length, {d_model}), "
+            f"got {x.shape}"
+        )
+    new_lengths = None
+    if key_lengths is not None:
+        new_lengths = check_lengths(operation, "key_lengths", key_lengths, *x.shape[:2])
+    before = cache.snapshot()
+    try:
+        if cache.has_memory:
+            cache.check_memory(operation, memory_lengths, memory_cu_seqlens)
+        elif memory is None:
+            raise ValueError(f"{operation}: the first call with a cache needs memory")
         else:
-            cache.check_memory(memory_lengths, memory_cu_seqlens)
-        shape = x.shape
-        x = self._add_and_norm(
-            self.self_attn,
-            x,
-            norm=self.norm1,
-            is_causal=True,
-            key_lengths=key_lengths,
-            cache=cache.self_attn,
-            relative_bias=relative_bias,
-        )
-        # the beams of a source are its queries: nothing is copied for them
-        keys, values, memory_bounds = cache.memory
-        x = self._add_and_norm(
-            self.multihead_attn.attend_rows,
-            x.reshape(-1, self.d_model),
-            keys,
-            values,
-            norm=self.norm2,
-            cu_seqlens_q=cache.query_bounds(shape[1]),
-            cu_seqlens_k=memory_bounds,
-        )
-        x = self._add_and_norm(self.feed_forward, x, norm=self.norm3, out=x)
-        out: Float32 = x.reshape(shape)
-        if key_lengths is not None:
-            out[np.arange(shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
-        return out
+            _join(operation, blocks, cache, memory, memory_cu_seqlens, memory_lengths)
+        arguments = [block._core_arguments() for block in blocks]
+        return cache.step(arguments, fused(norm), x, new_lengths, relative_bias)
+    except BaseException:  # interrupted, too
+        cache.restore(before)
+        raise
+
+
+def _join(
+    operation: str,
+    blocks: Sequence[DecoderBlock],
+    cache: DecoderCache,
+    memory: Float32,
+    cu_seqlens: Lengths | None,
+    lengths: Lengths | None = None,
+) -> None:
+    """The keys and values that every block makes of `memory`, to the cache, or nothing."""
+    _check_blocks(operation, blocks, cache)
+    source = Rows(operation, memory, lengths, cu_seqlens, MEMORY_NAMES)
+    cache.check_join(operation, len(source.cu_seqlens) - 1)
+    before = cache.snapshot()
+    try:
+        projected = [block.multihead_attn.project_kv(source.rows) for block in blocks]
+        cache.join(projected, source.cu_seqlens)
+    except BaseException:  # interrupted, too
+        cache.restore(before)
+        raise
 
 
 class _Stack(Module):
@@ -722,11 +763,44 @@ class Decoder(_Stack):
             [DecoderBlock.from_torch(layer) for layer in module.layers], _norm_from_torch(module)
         )
 
-    def new_cache(self, batch: int, capacity: int, *, beam_size: int = 1) -> DecoderCache:
-        """An empty cache for `batch` sources with `beam_size` hypotheses of up to `capacity`
-        positions each."""
-        blocks = [block.new_cache(batch, capacity, beam_size=beam_size) for block in self.layers]
-        return DecoderCache(blocks)
+    def new_cache(
+        self, batch: int, capacity: int, *, beam_size: int = 1, empty: bool = False
+    ) -> DecoderCache:
+        """A cache for `batch` sources with `beam_size` hypotheses of up to `capacity` positions
+        each.
+
+        The first call with it brings the memory of all sources. With `empty` no source is here at
+        first: :meth:`join` brings them, at most `batch` at a time, and ``cache.select`` lets them
+        go.
+        """
+        heads = [block._cached_heads() for block in self.layers]
+        return DecoderCache(batch, capacity, beam_size, empty, heads)
+
+    def join(self, cache: DecoderCache, memory: Float32, cu_seqlens: Lengths | None = None) -> None:
+        """Let sources join those in a cache, behind them, with hypotheses that hold nothing yet.
+
+        Hypotheses may stand at different positions; the bits of a source do not depend on who else
+        is there.
+
+        Parameters
+        ----------
+        cache : DecoderCache
+            From :meth:`new_cache`.
+        memory : ndarray of float32, (Tm, d_model)
+            What the encoder returned for the new sources, end to end, or (B, S, d_model) without
+            `cu_seqlens`.
+        cu_seqlens : sequence of int, (N + 1,), optional
+            Cumulative lengths of the new sources.
+
+        Raises
+        ------
+        TypeError
+            No DecoderCache, or an array of another dtype than float32.
+        ValueError
+            Shapes that do not fit, or no room for so many sources. The cache is as it was before.
+        """
+        _check_cache("Decoder.join", cache, DecoderCache, None)
+        _join("Decoder.join", self.layers, cache, memory, cu_seqlens)
 
     def __call__(
         self,
@@ -748,15 +822,18 @@ class Decoder(_Stack):
         check_array("Decoder", "x", x)
         if cache is not None:
             _check_cache("Decoder", cache, DecoderCache, cu_seqlens)
-            return self._step(
+            return _step(
+                "Decoder",
+                self.layers,
+                self.norm,
+                cache,
                 x,
                 memory,
-                key_lengths,
-                memory_lengths,
-                memory_cu_seqlens,
-                cache,
-                relative_bias,
-                return_weights,
+                key_lengths=key_lengths,
+                memory_lengths=memory_lengths,
+                memory_cu_seqlens=memory_cu_seqlens,
+                relative_bias=relative_bias,
+                return_weights=return_weights,
             )
         lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
         options: dict[str, Any] = {
@@ -785,43 +862,3 @@ class Decoder(_Stack):
         if restore is not None:
             x = restore(x)
         return (x, weights) if return_weights else x
-
-    def _step(
-        self,
-        x: Float32,
-        memory: Float32 | None,
-        key_lengths: Lengths | None,
-        memory_lengths: Lengths | None,
-        memory_cu_seqlens: Lengths | None,
-        cache: DecoderCache,
-        relative_bias: Float32 | None,
-        return_weights: bool,
-    ) -> Float32:
-        """The next positions of every hypothesis, through all blocks, or through none of them."""
-        if len(cache.blocks) != len(self.layers):
-            raise ValueError(
-                f"Decoder: the cache is for {len(cache.blocks)} blocks, "
-                f"this decoder has {len(self.layers)}"
-            )
-        before = [block_cache.snapshot() for block_cache in cache.blocks]
-        try:
-            for block, block_cache in zip(self.layers, cache.blocks, strict=True):
-                x = block._step(
-                    x,
-                    memory,
-                    key_lengths,
-                    memory_lengths,
-                    memory_cu_seqlens,
-                    block_cache,
-                    relative_bias,
-                    return_weights,
-                )
-            if self.norm is not None:
-                x = self.norm(x)
-            if key_lengths is not None:
-                x[np.arange(x.shape[1]) >= np.asarray(key_lengths)[:, None]] = 0
-        except BaseException:  # a later block failed: the earlier ones go back as well
-            for block_cache, state in zip(cache.blocks, before, strict=True):
-                block_cache.restore(state)
-            raise
-        return x

@@ -2,6 +2,14 @@
 
 Per hypothesis the keys and values of its own positions, which grow; per source those of the
 encoder's output, which are computed once: the hypotheses of a source attend to them together.
+
+    source        0          2          3            those present, in the order in which they came
+    hypotheses    0    1     2    3     4    5       beam_size each, next to each other
+    slots         4    1     0    5     2    3       where the keys and values of each lie
+    memory        |0 0 0 0|. . .|2 2|3 3 3 . . . .   rows of all sources; gaps where some have left
+
+A hypothesis that continues another one takes over its slot. Only where two continue the same one
+does a slot get copied. Sources that leave leave gaps, which are closed when room is needed.
 """
 
 from collections.abc import Sequence
@@ -9,128 +17,34 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastmha import _core
 from fastmha._types import Float32, Int64, Integers
-from fastmha.cache import KVCache
+from fastmha.nn.layers import FusedNorm
 from fastmha.nn.module import check_size
-from fastmha.nn.ragged import cumulative
+from fastmha.nn.ragged import as_integers, cumulative
 
 __all__ = ["DecoderBlockCache", "DecoderCache"]
 
 Lengths = Integers | Sequence[int]
-Memory = tuple[Float32, Float32, Int64]
+Snapshot = tuple[Int64, Int64, Int64 | None, Int64, int, list[tuple[Float32, Float32]]]
 
 
-class DecoderBlockCache:
-    """The cache of one decoder block; made by ``DecoderBlock.new_cache``.
+class BlockStore:
+    """The keys and values of one block: (slots, kv_heads, capacity, head_dim) of hypotheses and
+    (1, kv_heads, rows, head_dim) of the memory."""
 
-    Attributes
-    ----------
-    self_attn : KVCache
-        Keys and values of each hypothesis: the beams of source n are the slots n * beam_size and
-        following.
+    __slots__ = ("key", "memory_key", "memory_value", "value")
 
-    Examples
-    --------
-    >>> import numpy as np, fastmha as fm
-    >>> block = fm.DecoderBlock(64, 4, 128, seed=0)
-    >>> cache = block.new_cache(batch=1, capacity=10, beam_size=2)
-    >>> block(np.ones((2, 1, 64), np.float32), np.ones((1, 7, 64), np.float32), cache=cache).shape
-    (2, 1, 64)
-    >>> cache.self_attn
-    KVCache(batch=2, num_kv_heads=4, capacity=10, head_dim=16, longest=1)
-    """
-
-    __slots__ = ("_bounds", "_memory", "beam_size", "self_attn")
-
-    def __init__(
-        self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, beam_size: int
-    ) -> None:
-        check_size("new_cache", batch=batch, capacity=capacity, beam_size=beam_size)
-        self.beam_size = beam_size
-        self._memory: Memory | None = None
-        self._bounds = np.arange(batch + 1)
-        self.self_attn = KVCache(batch * beam_size, num_kv_heads, capacity, head_dim)
-
-    @property
-    def batch(self) -> int:
-        """How many sources are still here."""
-        return self.self_attn.batch // self.beam_size
-
-    @property
-    def has_memory(self) -> bool:
-        return self._memory is not None
-
-    @property
-    def memory(self) -> Memory:
-        """Keys and values (Tm, kv_heads, head_dim) of all sources, and the bounds of each."""
-        if self._memory is None:
-            raise ValueError("DecoderBlock: the first call with a cache needs memory")
-        return self._memory
-
-    def set_memory(self, key: Float32, value: Float32, cu_seqlens: Int64) -> None:
-        """Keep the keys and values of the encoder's output."""
-        if len(cu_seqlens) - 1 != self.batch:
-            raise ValueError(
-                f"DecoderBlock: the cache is for {self.batch} sources, "
-                f"memory holds {len(cu_seqlens) - 1}"
-            )
-        self._memory = key, value, cu_seqlens
-
-    def check_memory(self, lengths: Lengths | None, cu_seqlens: Lengths | None) -> None:
-        """What later calls say about the memory must be what the cache holds, as they do not read
-        it."""
-        if lengths is None and cu_seqlens is None:
-            return
-        bounds = self.memory[2]
-        for name, given, held in (
-            ("memory_lengths", lengths, np.diff(bounds)),
-            ("memory_cu_seqlens", cu_seqlens, bounds),
-        ):
-            if given is not None and not np.array_equal(given, held):
-                raise ValueError(
-                    f"DecoderBlock: {name} must be {held.tolist()}, as the cache has held its "
-                    f"memory since the first call, or be left out; got {np.asarray(given).tolist()}"
-                )
-
-    def snapshot(self) -> tuple[Int64, Memory | None]:
-        """What :meth:`restore` needs to undo calls of the block; costs no copy of keys or
-        values."""
-        return self.self_attn._lengths.copy(), self._memory
-
-    def restore(self, snapshot: tuple[Int64, Memory | None]) -> None:
-        """Forget what calls added since the snapshot."""
-        self.self_attn._lengths[:], self._memory = snapshot
-
-    def query_bounds(self, length: int) -> Int64:
-        """The cumulative query rows of each source, when its hypotheses hold `length` each."""
-        return self._bounds * (self.beam_size * length)
-
-    def reorder(self, beam_indices: ArrayLike) -> None:
-        """Let each hypothesis continue another one of the same source; see
-        :meth:`fastmha.KVCache.reorder`."""
-        self.self_attn.reorder(beam_indices)
-
-    def select(self, sources: Int64) -> None:
-        """Keep the sources at the places `sources`, which must rise, and forget the others."""
-        if (np.diff(sources) <= 0).any():
-            raise ValueError(f"DecoderCache.select: sources must rise, got {sources.tolist()}")
-        count = self.batch
-        beams = np.arange(self.beam_size)
-        self.self_attn.select((sources[:, None] * self.beam_size + beams).ravel())
-        self._bounds = self._bounds[: len(sources) + 1]
-        if self._memory is not None:
-            # Close the gaps: a call with queries for all of its sources, one each, takes the kernel
-            # that splits the keys, whoever has left. Copying what stays costs less than one block.
-            keys, values, bounds = self._memory
-            stays = np.zeros(count, bool)
-            stays[sources] = True
-            lengths = np.diff(bounds)
-            rows = np.repeat(stays, lengths)
-            self._memory = keys[rows], values[rows], cumulative(lengths[sources])
+    def __init__(self, slots: int, kv_heads: int, capacity: int, head_dim: int) -> None:
+        # zeros, not empty: the memory comes from the kernel page by page, when it is first written
+        self.key = np.zeros((slots, kv_heads, capacity, head_dim), np.float32)
+        self.value = np.zeros((slots, kv_heads, capacity, head_dim), np.float32)
+        self.memory_key = np.zeros((1, kv_heads, 0, head_dim), np.float32)
+        self.memory_value = np.zeros((1, kv_heads, 0, head_dim), np.float32)
 
 
 class DecoderCache:
-    """The caches of all blocks of a decoder; made by ``Decoder.new_cache``.
+    """The keys and values of all blocks of a decoder; made by ``Decoder.new_cache``.
 
     Examples
     --------
@@ -143,33 +57,296 @@ class DecoderCache:
     >>> cache.select([0, 2])  # the source in the middle is finished
     >>> decoder(np.ones((2, 1, 64), np.float32), cache=cache).shape
     (2, 1, 64)
+    >>> decoder.join(cache, np.ones((5, 64), np.float32), [0, 5])  # another one takes its place
+    >>> decoder(np.ones((3, 1, 64), np.float32), cache=cache).shape
+    (3, 1, 64)
     >>> cache.lengths
-    array([2, 2])
+    array([3, 3, 1])
     """
 
-    __slots__ = ("blocks",)
+    __slots__ = (
+        "_end",
+        "_lengths",
+        "_memory_lengths",
+        "_memory_starts",
+        "_slots",
+        "batch",
+        "beam_size",
+        "blocks",
+        "capacity",
+    )
 
-    def __init__(self, blocks: Sequence[DecoderBlockCache]) -> None:
-        self.blocks = list(blocks)
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        beam_size: int,
+        empty: bool,
+        heads: Sequence[tuple[int, int]],
+    ) -> None:
+        """`heads`: how many heads of keys each block has, and their width."""
+        check_size("new_cache", batch=batch, capacity=capacity, beam_size=beam_size)
+        self.batch, self.capacity, self.beam_size = batch, capacity, beam_size
+        self.blocks = [
+            BlockStore(batch * beam_size, kv_heads, capacity, head_dim)
+            for kv_heads, head_dim in heads
+        ]
+        present = 0 if empty else batch * beam_size
+        self._slots = np.arange(present)
+        self._lengths = np.zeros(present, np.int64)
+        # of the sources; None until the first call brings their memory
+        self._memory_starts: Int64 | None = np.zeros(0, np.int64) if empty else None
+        self._memory_lengths = np.zeros(0, np.int64)
+        self._end = 0  # rows of the memory up to the last one in use
+
+    @property
+    def sources(self) -> int:
+        """How many sources are here now."""
+        return len(self._slots) // self.beam_size
 
     @property
     def lengths(self) -> Int64:
-        """(hypotheses,): how many positions each one holds."""
-        return self.blocks[0].self_attn.lengths
+        """(hypotheses,): how many positions each one holds. Read-only."""
+        view = self._lengths.view()
+        view.flags.writeable = False
+        return view
 
     @property
-    def capacity(self) -> int:
-        return self.blocks[0].self_attn.capacity
+    def has_memory(self) -> bool:
+        """Whether the memory of the sources has come."""
+        return self._memory_starts is not None
 
     def reorder(self, beam_indices: ArrayLike) -> None:
         """Let hypothesis b continue hypothesis ``beam_indices[b]``, of the same source, for all b
-        at once."""
-        for block in self.blocks:
-            block.reorder(beam_indices)
+        at once, as beam search asks.
+
+        Nothing moves but the places; a hypothesis that two others continue is copied once.
+
+        Parameters
+        ----------
+        beam_indices : sequence of int, (hypotheses,)
+
+        Raises
+        ------
+        TypeError
+            Indices that are not integers.
+        ValueError
+            Not one index per hypothesis, or one of another source. The cache is as it was before.
+        """
+        parents = self._indices("reorder: beam_indices", beam_indices)
+        places = np.arange(len(self._slots))
+        if parents.size != places.size:
+            raise ValueError(
+                "DecoderCache.reorder: beam_indices must name one hypothesis for each of the "
+                f"{places.size} here, got {parents.size}"
+            )
+        if np.array_equal(parents, places):
+            return
+        strangers = np.flatnonzero(parents // self.beam_size != places // self.beam_size)
+        if strangers.size:
+            raise ValueError(
+                "DecoderCache.reorder: a hypothesis can only continue one of its own source, got "
+                f"{int(parents[strangers[0]])} for hypothesis {int(strangers[0])}"
+            )
+        slots, lengths = self._slots[parents], self._lengths[parents]
+        first = np.unique(parents, return_index=True)[1]
+        if first.size < places.size:  # some continue the same one: into slots that nobody does
+            again = np.ones(places.size, bool)
+            again[first] = False
+            unused = np.ones(places.size, bool)
+            unused[parents] = False
+            free = self._slots[unused]
+            keys, values = [block.key for block in self.blocks], [b.value for b in self.blocks]
+            _core.copy_slots(keys, values, slots[again], free, lengths[again])
+            slots[again] = free
+        self._slots, self._lengths = slots, lengths
 
     def select(self, sources: ArrayLike) -> None:
-        """Keep the sources at the places `sources` among those still here, in rising order, and
-        forget the others."""
-        places = np.asarray(sources, np.int64)
+        """Keep the sources at the places `sources` among those here, in rising order, and forget
+        the others. Nothing moves.
+
+        Raises
+        ------
+        TypeError
+            Places that are not integers.
+        ValueError
+            Places that do not rise, or one outside 0 .. sources - 1. The cache is as it was before.
+        """
+        places = self._indices("select: sources", sources)
+        if (places[1:] <= places[:-1]).any():
+            raise ValueError(f"DecoderCache.select: sources must rise, got {places.tolist()}")
+        rows = (places[:, None] * self.beam_size + np.arange(self.beam_size)).ravel()
+        slots, lengths = self._slots[rows], self._lengths[rows]
+        if self._memory_starts is not None:
+            memory = self._memory_starts[places], self._memory_lengths[places]
+            self._memory_starts, self._memory_lengths = memory
+        self._slots, self._lengths = slots, lengths
+
+    def _indices(self, what: str, indices: ArrayLike) -> Int64:
+        array = as_integers(np.asarray(indices), f"DecoderCache.{what}")
+        count = len(self._slots) if what.startswith("reorder") else self.sources
+        if array.ndim != 1:
+            raise ValueError(f"DecoderCache.{what} must be one-dimensional, got {array.shape}")
+        if array.size and (array.min() < 0 or array.max() >= count):
+            wrong = array[(array < 0) | (array >= count)][0]
+            raise ValueError(f"DecoderCache.{what} must lie in 0 .. {count - 1}, got {int(wrong)}")
+        return array.astype(np.int64)
+
+    # What the decoder does with it.
+
+    def snapshot(self) -> Snapshot:
+        """What :meth:`restore` needs to undo a join or a step; costs no copy of keys or values."""
+        # of these arrays only _lengths is ever written to
+        return (
+            self._slots,
+            self._lengths.copy(),
+            self._memory_starts,
+            self._memory_lengths,
+            self._end,
+            [(block.memory_key, block.memory_value) for block in self.blocks],
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Forget what was added since the snapshot."""
+        (
+            self._slots,
+            self._lengths,
+            self._memory_starts,
+            self._memory_lengths,
+            self._end,
+            memories,
+        ) = snapshot
+        for block, (key, value) in zip(self.blocks, memories, strict=True):
+            block.memory_key, block.memory_value = key, value
+
+    def check_join(self, operation: str, sources: int) -> None:
+        """Whether there is room for so many sources."""
+        if self._memory_starts is None:
+            if sources == self.sources:
+                return
+            raise ValueError(
+                f"{operation}: the cache is for {self.sources} sources, memory holds {sources}"
+            )
+        if self.sources + sources > self.batch:
+            raise ValueError(
+                f"{operation}: the cache has room for {self.batch} sources, {self.sources} are "
+                f"here and {sources} more were to join; make it with a larger batch"
+            )
+
+    def join(self, memory: Sequence[tuple[Float32, Float32]], cu_seqlens: Int64) -> None:
+        """Take in sources: the keys and values (Tm, kv_heads, head_dim) of their memory in each
+        block."""
+        lengths = np.diff(cu_seqlens)
+        self._make_room(int(cu_seqlens[-1]))
+        for block, (key, value) in zip(self.blocks, memory, strict=True):
+            end = np.array([self._end])
+            key, value = key.transpose(1, 0, 2)[None], value.transpose(1, 0, 2)[None]
+            _core.kv_cache_append(block.memory_key, block.memory_value, end, key, value, None)
+        starts = self._end + cu_seqlens[:-1]
+        self._end += int(cu_seqlens[-1])
+        if self._memory_starts is None:
+            self._memory_starts, self._memory_lengths = starts, lengths
+            return
+        free = np.ones(self.batch * self.beam_size, bool)
+        free[self._slots] = False
+        new = np.flatnonzero(free)[: len(lengths) * self.beam_size]
+        self._slots = np.concatenate([self._slots, new])
+        self._lengths = np.concatenate([self._lengths, np.zeros(len(new), np.int64)])
+        self._memory_starts = np.concatenate([self._memory_starts, starts])
+        self._memory_lengths = np.concatenate([self._memory_lengths, lengths])
+
+    def _make_room(self, rows: int) -> None:
+        """Room for so many more rows of the memory: by closing gaps when they are half of it, or
+        else in new arrays twice as long."""
+        room = self.blocks[0].memory_key.shape[2]
+        if self._end + rows <= room:
+            return
+        starts = self._memory_starts if self._memory_starts is not None else np.zeros(0, np.int64)
+        bounds = cumulative(self._memory_lengths)
+        live = int(bounds[-1])
+        shift = np.repeat(starts - bounds[:-1], self._memory_lengths)
+        kept = np.arange(live) + shift
+        room = room if 2 * (live + rows) <= room else max(2 * room, live + rows)
+        moved = []
         for block in self.blocks:
-            block.select(places)
+            halves = []
+            for half in (block.memory_key, block.memory_value):
+                new = np.zeros((1, half.shape[1], room, half.shape[3]), np.float32)
+                new[:, :, :live] = half[:, :, kept]
+                halves.append(new)
+            moved.append(halves)
+        for block, (key, value) in zip(self.blocks, moved, strict=True):
+            block.memory_key, block.memory_value = key, value
+        if self._memory_starts is not None:
+            self._memory_starts = bounds[:-1]
+        self._end = live
+
+    def check_memory(
+        self, operation: str, lengths: Lengths | None, cu_seqlens: Lengths | None
+    ) -> None:
+        """What later calls say about the memory must be what the cache holds, as they do not read
+        it."""
+        if lengths is None and cu_seqlens is None:
+            return
+        for name, given, held in (
+            ("memory_lengths", lengths, self._memory_lengths),
+            ("memory_cu_seqlens", cu_seqlens, cumulative(self._memory_lengths)),
+        ):
+            if given is not None and not np.array_equal(given, held):
+                raise ValueError(
+                    f"{operation}: {name} must be {held.tolist()}, as the cache has held its "
+                    f"memory since the first call, or be left out; got {np.asarray(given).tolist()}"
+                )
+
+    def step(
+        self,
+        blocks: list[tuple[object, ...]],
+        norm: FusedNorm | None,
+        x: Float32,
+        new_lengths: Int64 | None,
+        relative_bias: Float32 | None,
+    ) -> Float32:
+        """The next positions of every hypothesis, (hypotheses, length, d_model), through blocks
+        that are given as their arguments to the core; they are counted when all is done."""
+        assert self._memory_starts is not None
+        stores = [
+            (*block, store.key, store.value, store.memory_key[0], store.memory_value[0])
+            for block, store in zip(blocks, self.blocks, strict=True)
+        ]
+        out = _core.decoder_step(
+            stores,
+            norm,
+            x,
+            self.beam_size,
+            self._slots,
+            self._lengths,
+            new_lengths,
+            self._memory_starts,
+            self._memory_lengths,
+            relative_bias,
+        )
+        self._lengths += x.shape[1] if new_lengths is None else new_lengths
+        return out
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.blocks)} blocks, sources={self.sources} of "
+            f"{self.batch}, beam_size={self.beam_size}, capacity={self.capacity})"
+        )
+
+
+class DecoderBlockCache(DecoderCache):
+    """The same for one decoder block; made by ``DecoderBlock.new_cache``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmha as fm
+    >>> block = fm.DecoderBlock(64, 4, 128, seed=0)
+    >>> cache = block.new_cache(batch=1, capacity=10, beam_size=2)
+    >>> block(np.ones((2, 1, 64), np.float32), np.ones((1, 7, 64), np.float32), cache=cache).shape
+    (2, 1, 64)
+    >>> cache
+    DecoderBlockCache(1 blocks, sources=1 of 1, beam_size=2, capacity=10)
+    """
+
+    __slots__ = ()

@@ -8,7 +8,7 @@ Sources join behind those present and leave from anywhere; what a source gets do
 else is present.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 
 from fastmha._types import Float32, Int64
 from fastmha.nn.blocks import Decoder, Encoder
-from fastmha.nn.decoder_cache import DecoderCache
 from fastmha.nn.layers import Linear
 from fastmha.nn.module import Module, check_size
 from fastmha.nn.ragged import as_integers, check_cu_seqlens
@@ -49,6 +48,9 @@ class EncoderDecoder(Module):
     A subclass sets the attributes, names its parts in `_children` and gives rows for tokens in
     `_embed_source` and `_embed_target`.
 
+    One that is loaded from a checkpoint may say in `tied` where else a tensor may be stored, and in
+    `renamed` which modules are called otherwise than its family says.
+
     Attributes
     ----------
     source_vocab_size : int
@@ -67,6 +69,8 @@ class EncoderDecoder(Module):
     encoder: Encoder
     decoder: Decoder
     output: Linear
+    tied: Mapping[str, tuple[str, ...]] = {}
+    renamed: Mapping[str, str] = {}
 
     def encode(self, ids: Int64, cu_seqlens: Int64) -> Float32:
         """The encoder's output (T, d_model) for the sources that lie end to end in `ids` (T,).
@@ -132,14 +136,23 @@ class EncoderDecoder(Module):
         x = self.decoder(
             self._embed_target(ids, positions),
             memory,
+            relative_bias=self._biases()[1],
             cu_seqlens=bounds,
             memory_cu_seqlens=memory_cu_seqlens,
         )
         return self._logits(x[::2].copy() if lonely else x)
 
     def _encode(self, ids: Int64, cu_seqlens: Int64) -> Float32:
-        out: Float32 = self.encoder(self._embed_source(ids, cu_seqlens), cu_seqlens=cu_seqlens)
-        return out
+        x: Float32 = self.encoder(
+            self._embed_source(ids, cu_seqlens),
+            cu_seqlens=cu_seqlens,
+            relative_bias=self._biases()[0],
+        )
+        return x
+
+    def _biases(self) -> tuple[Float32 | None, Float32 | None]:
+        """The relative_bias of self-attention in encoder and decoder."""
+        return None, None
 
     def _embed_source(self, ids: Int64, cu_seqlens: Int64) -> Float32:
         """(T, d_model), a new array."""
@@ -148,12 +161,6 @@ class EncoderDecoder(Module):
     def _embed_target(self, ids: Int64, positions: Int64) -> Float32:
         """(T, d_model), a new array; `positions` counts from 0 within each target."""
         raise NotImplementedError
-
-    def _step(self, tokens: Int64, positions: Int64, cache: DecoderCache) -> Float32:
-        """Logits after one more token of each hypothesis."""
-        x = self._embed_target(tokens, positions)
-        x = self.decoder(x[:, None], cache=cache)  # one position each
-        return self._logits(x[:, 0])
 
     def _logits(self, x: Float32) -> Float32:
         """(T, vocab_size) for the decoder's output (T, d_model), which may be overwritten."""
@@ -171,51 +178,36 @@ class EncoderDecoder(Module):
 class Generation:
     """The hypotheses of an :class:`EncoderDecoder`; made by :meth:`EncoderDecoder.start`."""
 
-    __slots__ = ("_beam_size", "_cache", "_capacity", "_first", "_network", "_positions")
+    __slots__ = ("_cache", "_network")
 
     def __init__(
         self, network: EncoderDecoder, sources: int, capacity: int, beam_size: int
     ) -> None:
         self._network = network
-        self._capacity, self._beam_size = capacity, beam_size
-        self._cache: DecoderCache | None = None
-        self._first: tuple[Float32, Int64] | None = None
-        self._positions = np.empty(0, np.int64)  # of each hypothesis: how many tokens it has read
+        self._cache = network.decoder.new_cache(sources, capacity, beam_size=beam_size, empty=True)
 
     def join(self, memory: Float32, cu_seqlens: Int64) -> None:
         """Let new sources join behind those present."""
-        if self._cache is not None:
-            raise NotImplementedError("sources cannot join others yet")
-        count = len(cu_seqlens) - 1
-        self._cache = self._network.decoder.new_cache(
-            count, self._capacity, beam_size=self._beam_size
-        )
-        self._first = memory, cu_seqlens
-        self._positions = np.zeros(count * self._beam_size, np.int64)
+        self._network.decoder.join(self._cache, memory, cu_seqlens)
 
     def logits(self, tokens: Int64) -> Float32:
         """Append one token to every hypothesis; (rows, vocab_size) for the one after it."""
-        assert self._cache is not None
-        network = self._network
-        x = network._embed_target(tokens, self._positions)
-        memory, bounds = self._first or (None, None)
-        x = network.decoder(x[:, None], memory, memory_cu_seqlens=bounds, cache=self._cache)
-        self._first = None  # its keys and values are in the cache now
-        self._positions += 1
+        network, cache = self._network, self._cache
+        x = network._embed_target(tokens, cache.lengths)
+        x = network.decoder(
+            x[:, None],  # one position each
+            cache=cache,
+            relative_bias=network._biases()[1],
+        )
         return network._logits(x[:, 0])
 
     def reorder(self, beam_indices: ArrayLike) -> None:
         """Let hypothesis b continue hypothesis ``beam_indices[b]`` of the same source."""
-        assert self._cache is not None
-        self._cache.reorder(beam_indices)  # positions are those of the source
+        self._cache.reorder(beam_indices)
 
     def select(self, sources: ArrayLike) -> None:
         """Keep the sources at the places `sources`, in rising order, and forget the others."""
-        assert self._cache is not None
         self._cache.select(sources)
-        self._positions = self._positions.reshape(-1, self._beam_size)[
-            np.asarray(sources, np.int64)
-        ].ravel()
 
 
 def _checked(

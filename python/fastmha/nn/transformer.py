@@ -209,23 +209,6 @@ class Transformer(EncoderDecoder):
             scores = _core.softmax(scores, scores)
         return target.restore(scores)
 
-    def attention_weights(
-        self, source: Int64, target: Int64
-    ) -> tuple[list[Float32], list[Float32], list[Float32]]:
-        """Of one sentence pair, per layer: encoder (heads, S, S), decoder (heads, T, T), decoder to
-        encoder (heads, T, S)."""
-        src = self._checked(Tokens("Transformer", "src", [source]))
-        tgt = self._checked(Tokens("Transformer", "tgt", [target]))
-        rows = self._embed_source(src.ids, src.cu_seqlens)
-        memory, encoder = self.encoder(rows[None], return_weights=True)
-        rows = self._embed_target(tgt.ids, tgt.positions)
-        _, decoder = self.decoder(rows[None], memory, return_weights=True)
-        return (
-            [weights[0] for weights in encoder],
-            [own[0] for own, _ in decoder],
-            [cross[0] for _, cross in decoder],
-        )
-
     def _checked(self, tokens: "Tokens") -> "Tokens":
         vocab_size = self.src_vocab_size if tokens.what == "src" else self.tgt_vocab_size
         tokens.check(vocab_size, self.max_positions)

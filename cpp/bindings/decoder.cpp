@@ -1,0 +1,140 @@
+// Decoding steps for Python.
+#include "fastmha/decoder.h"
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "arrays.h"
+#include "module.h"
+#include "norm_input.h"
+#include "rows.h"
+
+namespace fastmha::python {
+namespace {
+
+// Keys or values that the core writes to: an array of ours, of that many axes.
+MutableView buffer(const char* op, const char* name, py::handle object, int rank) {
+  const py::array array = checked_array(op, name, object);
+  require_float32(op, name, array);
+  FASTMHA_CHECK(array.ndim() == rank && viewable(array) && array.writeable(), op, ": ", name, " must have ",
+                rank, " axes, a contiguous last one, and be writeable, got shape ", shape_text(array));
+  return view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
+}
+
+// A block's tuple; it keeps the arrays alive.
+struct BlockInput {
+  static constexpr size_t kParts = 18;
+  DecoderBlock block;
+  std::optional<NormInput> norms[3];
+
+  BlockInput(const char* op, py::handle object) {
+    if (!py::isinstance<py::tuple>(object) || py::len(object) != kParts) {
+      throw py::type_error(
+          concat(op, ": a block must be a tuple of ", kParts, " parts, got ", type_name(object)));
+    }
+    const auto parts = py::reinterpret_borrow<py::tuple>(object);
+    const PackedLinear** maps[] = {
+        &block.in_proj, &block.out_proj, &block.memory_q_proj, &block.memory_out_proj,
+        &block.linear1, &block.linear2,  &block.gate};
+    size_t at = 0;
+    for (const PackedLinear** map : maps) *map = py::cast<const PackedLinear*>(parts[at++]);
+    for (int i = 0; i < 3; ++i) {
+      norms[i].emplace(op, "norm", parts[at++]);
+      block.norms[i] = norms[i]->norm;
+    }
+    block.norm_first = flag(op, "norm_first", parts[at++]);
+    block.heads = py::cast<int64_t>(parts[at++]);
+    block.kv_heads = py::cast<int64_t>(parts[at++]);
+    if (const py::handle scale = parts[at++]; !scale.is_none()) {
+      block.scale = static_cast<float>(number(op, "scale", scale));
+    }
+    block.key = buffer(op, "key", parts[at++], 4);
+    block.value = buffer(op, "value", parts[at++], 4);
+    block.memory_key = buffer(op, "memory_key", parts[at++], 3);
+    block.memory_value = buffer(op, "memory_value", parts[at++], 3);
+  }
+};
+
+std::vector<int64_t> numbers_of(const char* op, const char* name, py::handle object, size_t count) {
+  std::vector<int64_t> numbers = index_input(op, name, object);
+  FASTMHA_CHECK(numbers.size() == count, op, ": ", name, " must have ", count, " entries, got ",
+                numbers.size());
+  return numbers;
+}
+
+py::object decoder_step_py(PyObject* const* arguments) {
+  const char* op = "decoder_step";
+  const py::handle blocks = arguments[0], norm = arguments[1], x = arguments[2], beam_size = arguments[3],
+                   slots = arguments[4], lengths = arguments[5], new_lengths = arguments[6],
+                   memory_starts = arguments[7], memory_lengths = arguments[8], relative_bias = arguments[9];
+  const Input input = rows_input(op, "x", x);
+  if (!py::isinstance<py::list>(blocks)) {
+    throw py::type_error(concat(op, ": blocks must be a list, got ", type_name(blocks)));
+  }
+  const auto list = py::reinterpret_borrow<py::list>(blocks);
+  std::vector<std::unique_ptr<BlockInput>> inputs;
+  std::vector<DecoderBlock> given;
+  for (const py::handle block : list) {
+    inputs.push_back(std::make_unique<BlockInput>(op, block));
+    given.push_back(inputs.back()->block);
+  }
+  const NormInput last(op, "norm", norm);
+
+  DecoderStepParams params;
+  params.norm = last.norm;
+  params.beam_size = py::cast<int64_t>(beam_size);
+  const std::vector<int64_t> starts = index_input(op, "memory_starts", memory_starts);
+  params.sources = static_cast<int64_t>(starts.size());
+  FASTMHA_CHECK(params.beam_size >= 1, op, ": beam_size must be at least 1, got ", params.beam_size);
+  const size_t hypotheses = starts.size() * static_cast<size_t>(params.beam_size);
+  const auto source_lengths = numbers_of(op, "memory_lengths", memory_lengths, starts.size());
+  const auto slot_numbers = numbers_of(op, "slots", slots, hypotheses);
+  const auto held = numbers_of(op, "lengths", lengths, hypotheses);
+  std::vector<int64_t> added;
+  if (!new_lengths.is_none()) added = numbers_of(op, "new_lengths", new_lengths, hypotheses);
+  params.slots = slot_numbers.data();
+  params.lengths = held.data();
+  params.new_lengths = new_lengths.is_none() ? nullptr : added.data();
+  params.memory_starts = starts.data();
+  params.memory_lengths = source_lengths.data();
+  std::optional<Input> bias;
+  if (!relative_bias.is_none()) {
+    bias = float_input(op, "relative_bias", relative_bias, 2);
+    params.relative_bias = bias->view;
+  }
+  const Output out = float_output(op, py::none(), shape_of(input.array, input.view.shape[1]), {});
+  {
+    // Numbers are copies, the arrays are held by the caller's tuples: other Python threads may run.
+    py::gil_scoped_release release;
+    decoder_step(given.data(), static_cast<int64_t>(given.size()), input.view,
+                 rows_view<float>(out.array, static_cast<float*>(const_cast<void*>(out.array.data()))),
+                 params);
+  }
+  return out.array;
+}
+
+void copy_slots_py(const py::list& keys, const py::list& values, py::handle from, py::handle to,
+                   py::handle lengths) {
+  const char* op = "copy_slots";
+  std::vector<MutableView> key_views, value_views;
+  for (const py::handle key : keys) key_views.push_back(buffer(op, "key", key, 4));
+  for (const py::handle value : values) value_views.push_back(buffer(op, "value", value, 4));
+  FASTMHA_CHECK(key_views.size() == value_views.size(), op, ": as many keys as values are needed");
+  const std::vector<int64_t> sources = index_input(op, "from", from);
+  const auto targets = numbers_of(op, "to", to, sources.size());
+  const auto counts = numbers_of(op, "lengths", lengths, sources.size());
+  // As above.
+  py::gil_scoped_release release;
+  copy_slots(key_views.data(), value_views.data(), static_cast<int64_t>(key_views.size()), sources.data(),
+             targets.data(), counts.data(), static_cast<int64_t>(sources.size()));
+}
+
+}  // namespace
+
+void bind_decoder(py::module_& module) {
+  bind_fast<10, decoder_step_py>(module, "decoder_step");
+  module.def("copy_slots", &copy_slots_py);
+}
+
+}  // namespace fastmha::python

@@ -1,0 +1,74 @@
+// Decoder blocks while they generate: the next positions of every hypothesis, through all blocks in one call.
+//
+// A source has `beam_size` hypotheses next to each other. Each hypothesis has a slot, which holds the keys and
+// values of its own positions; a slot may be any, so that hypotheses change places without moving what they hold.
+// The keys and values of a source's memory are there once, for all of its hypotheses, anywhere in one pair of
+// arrays for all sources.
+//
+// The bits of a hypothesis depend on its own source and positions alone. One position per hypothesis takes the
+// decode kernels of attention, whose sums differ from those for several positions.
+//
+//   std::vector<DecoderBlock> blocks = ...;   // weights, and where the block's keys and values are
+//   DecoderStepParams params;
+//   params.sources = 1;
+//   params.slots = &slot;                     // int64_t[1], as the others
+//   params.lengths = &length;
+//   params.memory_starts = &start;
+//   params.memory_lengths = &memory_length;
+//   fastmha::decoder_step(blocks.data(), 6, {x, {1, 512}}, {out, {1, 512}}, params);
+//   ++length;
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "fastmha/sublayer.h"
+
+namespace fastmha {
+
+// Self-attention, attention over the memory, feed-forward, with a norm and an addition around each.
+struct DecoderBlock {
+  const PackedLinear* in_proj = nullptr;  // as in multi_head_attention: queries, keys and values
+  const PackedLinear* out_proj = nullptr;
+  const PackedLinear* memory_q_proj = nullptr;  // queries to the memory
+  const PackedLinear* memory_out_proj = nullptr;
+  const PackedLinear* linear1 = nullptr;
+  const PackedLinear* linear2 = nullptr;
+  const PackedLinear* gate = nullptr;  // or null; see FeedForwardParams
+  int64_t heads = 1;                   // of both attentions
+  int64_t kv_heads = 1;
+  std::optional<float> scale;  // of both; 1 / sqrt(head_dim) when not set
+  SublayerNorm norms[3];
+  bool norm_first = false;  // x + f(norm(x)), not norm(x + f(x))
+
+  MutableView key, value;              // (slots, kv_heads, capacity, head_dim): of hypotheses
+  ConstView memory_key, memory_value;  // (kv_heads, rows, head_dim): of all sources
+};
+
+struct DecoderStepParams {
+  int64_t sources = 0;
+  int64_t beam_size = 1;
+  // For each of the sources * beam_size hypotheses: its slot, no two the same; how many positions the slot holds
+  // before the call; how many of x's count, the first ones (null: all).
+  const int64_t* slots = nullptr;
+  const int64_t* lengths = nullptr;
+  const int64_t* new_lengths = nullptr;
+  // For each source: its rows in the memory's keys and values.
+  const int64_t* memory_starts = nullptr;
+  const int64_t* memory_lengths = nullptr;
+  ConstView relative_bias;  // of self-attention; see AttentionParams. Empty: none
+  SublayerNorm norm;        // behind the last block
+};
+
+// x (hypotheses * length, features), the new positions of a hypothesis next to each other -> out, the same; rows
+// that do not count are zeros. Writes the keys and values of the new positions behind those that the slots hold; the
+// caller counts them in `lengths`. Throws std::invalid_argument with nothing written.
+void decoder_step(const DecoderBlock* blocks, int64_t count, const ConstView& x, const MutableView& out,
+                  const DecoderStepParams& params);
+
+// Copies the first lengths[i] positions from slot from[i] to slot to[i], for all i, in each of `count` pairs of
+// arrays as DecoderBlock has them. No slot may be copied to twice, or to and from.
+void copy_slots(const MutableView* keys, const MutableView* values, int64_t count, const int64_t* from,
+                const int64_t* to, const int64_t* lengths, int64_t copies);
+
+}  // namespace fastmha

@@ -1,0 +1,623 @@
+// Decoder blocks while they generate: checks, and the steps that all threads take together.
+//
+// Few rows leave no slice for a thread of its own: every product is shared out by columns, every attention by heads.
+// All of them are steps of one parallel region: a block of Transformer-base has ten, and takes 0.2 ms when its weights
+// come from memory.
+#include "fastmha/decoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "attention_plan.h"
+#include "isa.h"
+#include "packed_weight.h"
+#include "parallel.h"
+#include "rows.h"
+#include "sublayer.h"
+#include "workspace.h"
+
+namespace fastmha {
+namespace {
+
+const char* const kOp = "decoder_step";
+
+// Up to so many rows every thread normalises all of them for itself, in less time than a barrier takes.
+constexpr int64_t kOwnRows = 4;
+// Weights that are used once come from memory or a cache at about this rate, bytes per ns and core.
+constexpr double kStreamBytes = 20;
+
+int64_t line_floats(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// ---- a call ------------------------------------------------------------------------------------------------
+
+struct Call {
+  const DecoderBlock* blocks;
+  int64_t count;
+  ConstView x;
+  MutableView out;
+  const DecoderStepParams& params;
+
+  int64_t hypotheses() const { return params.sources * params.beam_size; }
+  int64_t length() const { return hypotheses() == 0 ? 0 : x.shape[0] / hypotheses(); }
+  int64_t features() const { return x.shape[1]; }
+  // Positions of a hypothesis that count.
+  int64_t new_length(int64_t hypothesis) const {
+    return params.new_lengths == nullptr ? length() : params.new_lengths[hypothesis];
+  }
+};
+
+// The maps of a block, in the order in which they are used.
+enum MapName { kIn, kOut, kMemoryQ, kMemoryOut, kLinear1, kLinear2, kMaps };
+
+struct Maps {
+  LinearLayer at[kMaps];
+  LinearLayer gate;  // linear1 where there is none
+
+  explicit Maps(const DecoderBlock& block)
+      : at{held_by(*block.in_proj),         held_by(*block.out_proj), held_by(*block.memory_q_proj),
+           held_by(*block.memory_out_proj), held_by(*block.linear1),  held_by(*block.linear2)},
+        gate(held_by(block.gate == nullptr ? *block.linear1 : *block.gate)) {}
+
+  int64_t in(MapName name) const { return at[name].weight.in_features(); }
+  int64_t out(MapName name) const { return at[name].weight.out_features(); }
+};
+
+// ---- scratch -----------------------------------------------------------------------------------------------
+
+// Floats from row to row of the matrices between the steps, the widest of all blocks, and what a thread needs for
+// itself.
+struct Scratch {
+  int64_t stream = 0, projected = 0, attended = 0, hidden = 0, gate = 0;
+  int64_t attend = 0;    // of a thread, for a head or a group
+  int64_t relative = 0;  // rows of a relative bias for panels of queries
+
+  explicit Scratch(const Call& call) : stream(scratch_stride(call.features())) {
+    const Isa& isa = active_isa();
+    for (int64_t i = 0; i < call.count; ++i) {
+      const DecoderBlock& block = call.blocks[i];
+      const Maps maps(block);
+      projected = std::max({projected, maps.out(kIn), maps.out(kMemoryQ)});
+      attended = std::max({attended, maps.in(kOut), maps.in(kMemoryOut)});
+      hidden = std::max(hidden, maps.out(kLinear1));
+      if (block.gate != nullptr) gate = std::max(gate, maps.out(kLinear1));
+      const int64_t group = block.heads / block.kv_heads * call.params.beam_size;
+      for (const int64_t dim : {maps.in(kOut) / block.heads, maps.in(kMemoryOut) / block.heads}) {
+        attend = std::max(attend, call.length() == 1 ? decode_floats(group, dim)
+                                                     : static_cast<int64_t>(isa.panel->scratch(dim, dim)));
+      }
+    }
+    if (const ConstView& bias = call.params.relative_bias; !bias.empty() && call.length() > 1) {
+      relative = static_cast<int64_t>(relative_rows(bias.shape[0], bias.shape[1] / 2, isa.panel->bq));
+    }
+    for (int64_t* stride : {&projected, &attended, &hidden, &gate}) *stride = scratch_stride(*stride);
+    attend = line_floats(attend);
+  }
+
+  static int64_t head_floats(int64_t heads) {
+    return line_floats(heads * static_cast<int64_t>(sizeof(AttentionHead) / sizeof(float) + 1));
+  }
+  // The heads of a group, two states of theirs, and what the kernel wants.
+  static int64_t decode_floats(int64_t heads, int64_t dim) {
+    return head_floats(heads) + 2 * line_floats(heads * (2 + dim)) +
+           static_cast<int64_t>(active_isa().decode->scratch(heads, dim));
+  }
+  int64_t row_floats() const { return 2 * stream + projected + attended + hidden + gate; }
+  size_t thread_bytes() const { return static_cast<size_t>(attend + kOwnRows * stream) * sizeof(float); }
+  size_t shared_bytes(int64_t rows) const {
+    return static_cast<size_t>(rows * row_floats() + relative) * sizeof(float);
+  }
+};
+
+// ---- some of the sources -----------------------------------------------------------------------------------
+
+// A block, and how its steps are shared out.
+struct Block {
+  const DecoderBlock& given;
+  Maps maps;
+  LinearPlan plans[kMaps];
+  AttentionPlan self, memory;
+};
+
+// Sources [first, first + sources) on their way through all blocks.
+class Run {
+ public:
+  Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int threads, int64_t first,
+      int64_t sources);
+  void steps(Team& team) const;
+
+ private:
+  LinearPlan plan_map(const Maps& maps, MapName name, int threads) const;
+  AttentionPlan plan_self(const Block& block) const;
+  AttentionPlan plan_memory(const Block& block) const;
+
+  template <class Sublayer>
+  ConstView around(Team& team, const Block& block, int place, const ConstView& x, Sublayer&& sublayer) const;
+  ConstView normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
+                       const MutableView& out) const;
+  void linear(Team& team, const Block& block, MapName name, const ConstView& x, const MutableView& out,
+              const ConstView& residual) const;
+  void hidden_rows(Team& team, const Block& block, const ConstView& x) const;
+  void append(const Block& block, int64_t hypothesis, int64_t kv_head, int64_t count) const;
+  void attend_self(const Block& block, int64_t hypothesis, int64_t kv_head, float* scratch) const;
+  void attend_memory(const Block& block, int64_t source, int64_t kv_head, float* scratch) const;
+  void finish(Team& team, const ConstView& x) const;
+
+  MutableView projected(MapName name, const Maps& maps) const {
+    return {projected_, {rows_, maps.out(name)}, {sizes_.projected, 1}};
+  }
+  MutableView attended(MapName name, const Maps& maps) const {
+    return {attended_, {rows_, maps.in(name)}, {sizes_.attended, 1}};
+  }
+
+  const Call& call_;
+  const Scratch& sizes_;
+  const Workspace& scratch_;
+  int64_t first_hypothesis_, hypotheses_, length_, rows_;
+  const int64_t *slots_, *lengths_, *memory_starts_, *memory_lengths_;
+  std::vector<int64_t> key_lengths_;
+  MutableView stream_, staged_;
+  float *projected_, *attended_, *hidden_, *gate_;
+  std::vector<Block> blocks_;
+};
+
+Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int threads, int64_t first,
+         int64_t sources)
+    : call_(call),
+      sizes_(sizes),
+      scratch_(scratch),
+      first_hypothesis_(first * call.params.beam_size),
+      hypotheses_(sources * call.params.beam_size),
+      length_(call.length()),
+      rows_(hypotheses_ * length_),
+      slots_(call.params.slots + first_hypothesis_),
+      lengths_(call.params.lengths + first_hypothesis_),
+      memory_starts_(call.params.memory_starts + first),
+      memory_lengths_(call.params.memory_lengths + first),
+      key_lengths_(static_cast<size_t>(hypotheses_)) {
+  for (int64_t i = 0; i < hypotheses_; ++i) {
+    key_lengths_[i] = lengths_[i] + call.new_length(first_hypothesis_ + i);
+  }
+  float* at = scratch.shared();
+  const auto take = [&](int64_t stride) {
+    float* taken = at;
+    at += rows_ * stride;
+    return taken;
+  };
+  stream_ = {take(sizes.stream), {rows_, call.features()}, {sizes.stream, 1}};
+  staged_ = {take(sizes.stream), {rows_, call.features()}, {sizes.stream, 1}};
+  projected_ = take(sizes.projected);
+  attended_ = take(sizes.attended);
+  hidden_ = take(sizes.hidden);
+  gate_ = take(sizes.gate);
+
+  blocks_.reserve(static_cast<size_t>(call.count));
+  for (int64_t i = 0; i < call.count; ++i) {
+    blocks_.push_back({call.blocks[i], Maps(call.blocks[i]), {}, {}, {}});
+    Block& block = blocks_.back();
+    for (int name = 0; name < kMaps; ++name) {
+      const auto map = static_cast<MapName>(name);
+      const bool alike = i > 0 && blocks_[i - 1].maps.in(map) == block.maps.in(map) &&
+                         blocks_[i - 1].maps.out(map) == block.maps.out(map);
+      block.plans[name] = alike ? blocks_[i - 1].plans[name] : plan_map(block.maps, map, threads);
+    }
+    block.self = plan_self(block);
+    block.memory = plan_memory(block);
+    if (sizes.relative == 0) continue;
+    if (i == 0) {
+      set_relative_rows(block.self, active_isa().panel->bq, at);
+    } else {  // they are the same for all blocks
+      block.self.shared.relative = blocks_[0].self.shared.relative;
+      block.self.relative_row_floats = blocks_[0].self.relative_row_floats;
+    }
+  }
+}
+
+LinearPlan Run::plan_map(const Maps& maps, MapName name, int threads) const {
+  constexpr int64_t kTasksPerThread = 4;  // of a map that is too small for a region of its own
+  const GemmKernels& kernels = maps.at[name].weight.kernels();
+  LinearPlan plan = plan_linear(kernels, rows_, sizes_.stream, maps.in(name), maps.out(name));
+  if (threads > 1 && plan.tasks() < threads) {
+    const int64_t groups = (plan.columns + plan.group - 1) / plan.group;
+    plan.column_blocks = std::min(groups, kTasksPerThread * threads);
+  }
+  return plan;
+}
+
+// Where the heads lie in projected rows. Keys and values begin at those of slot 0; attend_self goes on from there.
+AttentionPlan Run::plan_self(const Block& block) const {
+  const DecoderBlock& given = block.given;
+  const int64_t dim = block.maps.in(kOut) / given.heads;
+  const auto rows = [&](float* data, int64_t stride) {
+    return MutableView(data, {hypotheses_, given.heads, length_, dim}, {length_ * stride, dim, stride, 1});
+  };
+  const auto slots = [&](const MutableView& half) {
+    return ConstView(half.data, {hypotheses_, given.kv_heads, half.shape[2], dim},
+                     {0, half.strides[1], half.strides[2], 1});
+  };
+  AttentionParams params;
+  params.is_causal = true;
+  params.scale = given.scale;
+  params.relative_bias = call_.params.relative_bias;
+  params.query_offsets = lengths_;
+  params.key_lengths = key_lengths_.data();
+  return plan_dense_attention(kOp, rows(projected_, sizes_.projected), slots(given.key), slots(given.value),
+                              rows(attended_, sizes_.attended), params);
+}
+
+// A source's hypotheses are its queries. Keys and values begin at row 0; attend_memory goes on from there.
+AttentionPlan Run::plan_memory(const Block& block) const {
+  const DecoderBlock& given = block.given;
+  const int64_t dim = block.maps.in(kMemoryOut) / given.heads;
+  const int64_t queries = call_.params.beam_size * length_, sources = hypotheses_ / call_.params.beam_size;
+  const auto rows = [&](float* data, int64_t stride) {
+    return MutableView(data, {sources, given.heads, queries, dim}, {queries * stride, dim, stride, 1});
+  };
+  const auto all = [&](const ConstView& half) {
+    return ConstView(half.data, {sources, given.kv_heads, half.shape[1], dim},
+                     {0, half.strides[0], half.strides[1], 1});
+  };
+  AttentionParams params;
+  params.scale = given.scale;
+  params.key_lengths = memory_lengths_;
+  return plan_dense_attention(kOp, rows(projected_, sizes_.projected), all(given.memory_key),
+                              all(given.memory_value), rows(attended_, sizes_.attended), params);
+}
+
+// ---- steps -------------------------------------------------------------------------------------------------
+
+void Run::steps(Team& team) const {
+  float* scratch = scratch_.slice(team.thread());
+  ConstView x = rows_of(call_.x, first_hypothesis_ * length_, rows_);
+  for (const Block& block : blocks_) {
+    const int64_t kv_heads = block.given.kv_heads, sources = hypotheses_ / call_.params.beam_size;
+    x = around(team, block, 0, x, [&](const ConstView& input, const ConstView& residual) {
+      linear(team, block, kIn, input, projected(kIn, block.maps), {});
+      team.each(hypotheses_ * kv_heads,
+                [&](int64_t task) { attend_self(block, task / kv_heads, task % kv_heads, scratch); });
+      linear(team, block, kOut, attended(kOut, block.maps), stream_, residual);
+    });
+    x = around(team, block, 1, x, [&](const ConstView& input, const ConstView& residual) {
+      linear(team, block, kMemoryQ, input, projected(kMemoryQ, block.maps), {});
+      team.each(sources * kv_heads,
+                [&](int64_t task) { attend_memory(block, task / kv_heads, task % kv_heads, scratch); });
+      linear(team, block, kMemoryOut, attended(kMemoryOut, block.maps), stream_, residual);
+    });
+    x = around(team, block, 2, x, [&](const ConstView& input, const ConstView& residual) {
+      hidden_rows(team, block, input);
+      linear(team, block, kLinear2, {hidden_, {rows_, block.maps.out(kLinear1)}, {sizes_.hidden, 1}}, stream_,
+             residual);
+    });
+  }
+  finish(team, x);
+}
+
+// norm(x + f(x)) or x + f(norm(x)), in stream_ or in the thread's own rows.
+template <class Sublayer>
+ConstView Run::around(Team& team, const Block& block, int place, const ConstView& x,
+                      Sublayer&& sublayer) const {
+  const SublayerNorm& norm = block.given.norms[place];
+  if (block.given.norm_first) {
+    sublayer(normalised(team, norm, x, staged_), x);
+    return stream_;
+  }
+  sublayer(x, x);
+  return normalised(team, norm, stream_, stream_);
+}
+
+ConstView Run::normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
+                          const MutableView& out) const {
+  if (norm.weight.empty()) return x;
+  if (rows_ <= kOwnRows) {
+    const MutableView own(scratch_.slice(team.thread()) + sizes_.attend, {rows_, call_.features()},
+                          {sizes_.stream, 1});
+    return Here::normalised(norm, x, own);
+  }
+  team.each(rows_, [&](int64_t row) { Here::normalised(norm, rows_of(x, row, 1), rows_of(out, row, 1)); });
+  return out;
+}
+
+void Run::linear(Team& team, const Block& block, MapName name, const ConstView& x, const MutableView& out,
+                 const ConstView& residual) const {
+  const LinearLayer& layer = block.maps.at[name];
+  const LinearPlan& plan = block.plans[name];
+  team.each(plan.tasks(), [&](int64_t task) {
+    layer.weight.kernels().block(
+        gemm_block(layer.weight, layer.activation, x, out, residual, plan.task(task)));
+  });
+}
+
+// A task multiplies its part of the rows by the gate at once.
+void Run::hidden_rows(Team& team, const Block& block, const ConstView& x) const {
+  const LinearLayer &layer = block.maps.at[kLinear1], &gate = block.maps.gate;
+  const LinearPlan& plan = block.plans[kLinear1];
+  const MutableView hidden(hidden_, {rows_, block.maps.out(kLinear1)}, {sizes_.hidden, 1});
+  const MutableView factors(gate_, {rows_, block.maps.out(kLinear1)}, {sizes_.gate, 1});
+  team.each(plan.tasks(), [&](int64_t task) {
+    const LinearTask part = plan.task(task);
+    const GemmKernels& kernels = layer.weight.kernels();
+    const GemmBlock product = gemm_block(layer.weight, layer.activation, x, hidden, {}, part);
+    kernels.block(product);
+    if (block.given.gate == nullptr) return;
+    const GemmBlock factor = gemm_block(gate.weight, gate.activation, x, factors, {}, part);
+    kernels.block(factor);
+    active_isa().rowwise->multiply(
+        {factor.out, factor.out_stride, product.out, product.out_stride, part.rows, part.columns});
+  });
+}
+
+// The first `count` new keys and values of a head to the slot of its hypothesis.
+void Run::append(const Block& block, int64_t hypothesis, int64_t kv_head, int64_t count) const {
+  const int64_t dim = block.self.shared.head_dim;
+  const float* key =
+      projected_ + hypothesis * length_ * sizes_.projected + (block.given.heads + kv_head) * dim;
+  const float* value = key + block.given.kv_heads * dim;
+  const auto copy = [&](const MutableView& half, const float* from) {
+    float* to = half.data + slots_[hypothesis] * half.strides[0] + kv_head * half.strides[1] +
+                lengths_[hypothesis] * half.strides[2];
+    for (int64_t row = 0; row < count; ++row) {
+      std::memcpy(to + row * half.strides[2], from + row * sizes_.projected,
+                  static_cast<size_t>(dim) * sizeof(float));
+    }
+  };
+  copy(block.given.key, key);
+  copy(block.given.value, value);
+}
+
+// All keys of a group of heads with one query each, piece after piece as run_decode merges them.
+void decode(const AttentionHead* heads, int64_t count, float* scratch) {
+  const DecodeKernels& kernels = *active_isa().decode;
+  const int64_t dim = heads[0].value_dim, stride = 2 + dim;
+  float* const total = scratch;
+  float* const piece = total + line_floats(count * stride);
+  float* const rest = piece + line_floats(count * stride);
+  const int64_t pieces = (heads[0].kv_len + kernels.split - 1) / kernels.split;
+  kernels.piece({heads, count}, 0, total, rest);
+  for (int64_t index = 1; index < pieces; ++index) {
+    kernels.piece({heads, count}, index, piece, rest);
+    for (int64_t h = 0; h < count; ++h) kernels.merge(total + h * stride, piece + h * stride, dim);
+  }
+  for (int64_t h = 0; h < count; ++h) kernels.finish(heads[h], total + h * stride);
+}
+
+void attend_panels(const AttentionHead& head, float* scratch) {
+  const PanelKernels& kernels = *active_isa().panel;
+  for (int64_t first = 0; first < head.q_len; first += kernels.bq) kernels.run(head, first, scratch);
+}
+
+// The heads that share a head of keys, over all positions of their hypothesis; its new ones are appended first.
+void Run::attend_self(const Block& block, int64_t hypothesis, int64_t kv_head, float* scratch) const {
+  const AttentionPlan& plan = block.self;
+  const int64_t group = plan.group(), slot = slots_[hypothesis];
+  const int64_t count = call_.new_length(first_hypothesis_ + hypothesis);
+  append(block, hypothesis, kv_head, count);
+  auto* heads = reinterpret_cast<AttentionHead*>(scratch);
+  for (int64_t g = 0; g < group; ++g) {
+    AttentionHead head = plan.head(hypothesis, kv_head * group + g);
+    head.key += slot * block.given.key.strides[0];
+    head.value += slot * block.given.value.strides[0];
+    head.q_len = count;
+    for (int64_t row = count; row < length_; ++row) {  // rows that nothing computes go through the maps, too
+      std::fill_n(head.out + row * head.out_stride, head.value_dim, 0.0f);
+    }
+    if (length_ > 1) {
+      attend_panels(head, scratch);
+    } else {
+      heads[g] = head;
+    }
+  }
+  if (length_ == 1 && count == 1) decode(heads, group, scratch + Scratch::head_floats(group));
+}
+
+// The heads that share a head of keys, of all hypotheses of a source.
+void Run::attend_memory(const Block& block, int64_t source, int64_t kv_head, float* scratch) const {
+  const AttentionPlan& plan = block.memory;
+  const int64_t group = plan.group(), row = memory_starts_[source], beams = call_.params.beam_size;
+  auto* heads = reinterpret_cast<AttentionHead*>(scratch);
+  for (int64_t g = 0; g < group; ++g) {
+    AttentionHead head = plan.head(source, kv_head * group + g);
+    head.key += row * plan.key.row;
+    head.value += row * plan.value.row;
+    if (length_ > 1) {
+      attend_panels(head, scratch);
+      continue;
+    }
+    head.q_len = 1;
+    for (int64_t beam = 0; beam < beams; ++beam) {
+      heads[g * beams + beam] = head;
+      head.query += head.query_stride;
+      head.out += head.out_stride;
+    }
+  }
+  if (length_ == 1) decode(heads, group * beams, scratch + Scratch::head_floats(group * beams));
+}
+
+// The last norm, to where the result goes.
+void Run::finish(Team& team, const ConstView& x) const {
+  const MutableView out = rows_of(call_.out, first_hypothesis_ * length_, rows_);
+  team.each(rows_, [&](int64_t row) {
+    float* to = out.data + row * out.strides[0];
+    if (row % length_ >= call_.new_length(first_hypothesis_ + row / length_)) {
+      std::fill_n(to, out.shape[1], 0.0f);
+    } else if (call_.params.norm.weight.empty()) {
+      std::memcpy(to, x.data + row * x.strides[0], static_cast<size_t>(out.shape[1]) * sizeof(float));
+    } else {
+      Here::normalised(call_.params.norm, rows_of(x, row, 1), rows_of(out, row, 1));
+    }
+  });
+}
+
+// ---- plan --------------------------------------------------------------------------------------------------
+
+// Time on one thread.
+double nanoseconds(const Call& call) {
+  double total = 0;
+  for (int64_t i = 0; i < call.count; ++i) {
+    const Maps maps(call.blocks[i]);
+    for (const LinearLayer& map : maps.at) {
+      const double weights = static_cast<double>(map.weight.nbytes()) / sizeof(float);
+      const double flops = 2 * weights * static_cast<double>(call.x.shape[0]);
+      total += std::max(weights * sizeof(float) / kStreamBytes, flops / map.weight.kernels().flops_per_ns);
+    }
+  }
+  return total;
+}
+
+void run(const Call& call) {
+  const Scratch sizes(call);
+  // Of as many sources at a time as the scratch memory is meant for.
+  const int64_t source_rows = call.params.beam_size * call.length();
+  const int most_threads = threads_for(INT64_MAX, nanoseconds(call));
+  const int64_t source_bytes = source_rows * sizes.row_floats() * static_cast<int64_t>(sizeof(float));
+  const int64_t at_once =
+      std::min(call.params.sources, std::max<int64_t>(1, kMostBytes * most_threads / source_bytes));
+  const Workspace scratch(most_threads, sizes.thread_bytes(), sizes.shared_bytes(at_once * source_rows));
+  for (int64_t first = 0; first < call.params.sources; first += at_once) {
+    const int64_t sources = std::min(at_once, call.params.sources - first);
+    const Run part(call, sizes, scratch, most_threads, first, sources);
+    parallel_team(most_threads, [&](Team& team) { part.steps(team); });
+  }
+}
+
+// ---- checks ------------------------------------------------------------------------------------------------
+
+void check_map(const char* name, const PackedLinear* map, int64_t in, int64_t out) {
+  FASTMHA_CHECK(map->in_features() == in && map->out_features() == out, kOp, ": ", name, " must be ", in,
+                " -> ", out, ", got ", map->in_features(), " -> ", map->out_features());
+}
+
+template <class T>
+void check_keys(const char* name, const View<T>& keys, int rank, int64_t kv_heads, int64_t dim) {
+  FASTMHA_CHECK(keys.rank == rank && keys.shape[rank - 3] == kv_heads && keys.shape[rank - 1] == dim, kOp,
+                ": ", name, " must be ", rank == 4 ? "(slots, " : "(", kv_heads, ", any, ", dim, "), got ",
+                shape_text(keys));
+  FASTMHA_CHECK(keys.dtype == DType::kFloat32 && (keys.data != nullptr || keys.size() == 0), kOp, ": ", name,
+                " must point to float32 elements");
+  FASTMHA_CHECK(keys.strides[rank - 1] == 1 || keys.shape[rank - 1] <= 1 || keys.size() == 0, kOp, ": ", name,
+                " must have a contiguous last axis");
+}
+
+void check_block(const DecoderBlock& block, int64_t features) {
+  for (const PackedLinear* map : {block.in_proj, block.out_proj, block.memory_q_proj, block.memory_out_proj,
+                                  block.linear1, block.linear2}) {
+    FASTMHA_CHECK(map != nullptr, kOp, ": a block needs all its maps (only gate may be null)");
+  }
+  const int64_t heads = block.heads, kv_heads = block.kv_heads;
+  FASTMHA_CHECK(heads >= 1 && kv_heads >= 1 && heads % kv_heads == 0, kOp, ": heads (", heads,
+                ") must be a multiple of kv_heads (", kv_heads, "), both at least 1");
+  const int64_t dim = block.out_proj->in_features() / heads;
+  const int64_t memory_dim = block.memory_out_proj->in_features() / heads;
+  FASTMHA_CHECK(dim >= 1 && memory_dim >= 1, kOp, ": in_features of out_proj must be a multiple of heads");
+  const int64_t hidden = block.linear1->out_features();
+  check_map("in_proj", block.in_proj, features, (heads + 2 * kv_heads) * dim);
+  check_map("out_proj", block.out_proj, heads * dim, features);
+  check_map("memory_q_proj", block.memory_q_proj, features, heads * memory_dim);
+  check_map("memory_out_proj", block.memory_out_proj, heads * memory_dim, features);
+  check_map("linear1", block.linear1, features, hidden);
+  check_map("linear2", block.linear2, hidden, features);
+  if (block.gate != nullptr) check_map("gate", block.gate, features, hidden);
+  check_keys("key", block.key, 4, kv_heads, dim);
+  check_keys("value", block.value, 4, kv_heads, dim);
+  check_keys("memory_key", block.memory_key, 3, kv_heads, memory_dim);
+  check_keys("memory_value", block.memory_value, 3, kv_heads, memory_dim);
+}
+
+// Slots, lengths and rows of the memory against what every block has room for.
+void check_places(const Call& call) {
+  const DecoderStepParams& params = call.params;
+  int64_t slots = INT64_MAX, capacity = INT64_MAX, rows = INT64_MAX;
+  for (int64_t i = 0; i < call.count; ++i) {
+    const DecoderBlock& block = call.blocks[i];
+    slots = std::min({slots, block.key.shape[0], block.value.shape[0]});
+    capacity = std::min({capacity, block.key.shape[2], block.value.shape[2]});
+    rows = std::min({rows, block.memory_key.shape[1], block.memory_value.shape[1]});
+  }
+  FASTMHA_CHECK(call.hypotheses() <= slots, kOp, ": ", call.hypotheses(),
+                " hypotheses need as many slots, got ", slots);
+  std::vector<bool> used(static_cast<size_t>(slots));
+  for (int64_t i = 0; i < call.hypotheses(); ++i) {
+    const int64_t slot = params.slots[i], held = params.lengths[i], added = call.new_length(i);
+    FASTMHA_CHECK(slot >= 0 && slot < slots && !used[slot], kOp, ": slots must differ and lie in 0 .. ",
+                  slots - 1, ", got ", slot, " for hypothesis ", i);
+    used[slot] = true;
+    FASTMHA_CHECK(added >= 0 && added <= call.length(), kOp, ": new_lengths must be from 0 to ",
+                  call.length(), ", got ", added, " for hypothesis ", i);
+    FASTMHA_CHECK(held >= 0 && held <= capacity && added <= capacity - held, kOp,
+                  ": the cache is full: hypothesis ", i, " holds ", held, " of ", capacity, " positions and ",
+                  added, " more were to be appended; make it with a larger capacity");
+  }
+  for (int64_t n = 0; n < params.sources; ++n) {
+    const int64_t start = params.memory_starts[n], length = params.memory_lengths[n];
+    FASTMHA_CHECK(start >= 0 && length >= 0 && start <= rows && length <= rows - start, kOp, ": source ", n,
+                  " has rows ", start, " to ", start + length, " of a memory of ", rows);
+  }
+}
+
+void check(const Call& call) {
+  const DecoderStepParams& params = call.params;
+  check_rows(kOp, "x", call.x);
+  FASTMHA_CHECK(params.sources >= 0 && params.beam_size >= 1, kOp,
+                ": sources must be 0 or more and beam_size at least 1, got ", params.sources, " and ",
+                params.beam_size);
+  FASTMHA_CHECK(call.count >= 1, kOp, ": at least one block is needed");
+  const int64_t hypotheses = call.hypotheses();
+  FASTMHA_CHECK(hypotheses == 0 ? call.x.shape[0] == 0 : call.x.shape[0] % hypotheses == 0, kOp, ": ",
+                call.x.shape[0], " rows of x are not as many for each of ", hypotheses, " hypotheses");
+  for (int64_t i = 0; i < call.count; ++i) {
+    const DecoderBlock& block = call.blocks[i];
+    check_block(block, call.features());
+    const LinearLayer last = held_by(*block.linear2);
+    check_sublayer(kOp, call.x, call.out, last, "linear2", block.norms[0], block.norms[1], {});
+    check_sublayer(kOp, call.x, call.out, last, "linear2", block.norms[2], params.norm, {});
+    // What is left of attention's parameters. Those of the memory are among them.
+    const MutableView none(nullptr, {0, block.heads, 0, 1});
+    AttentionParams scores;
+    scores.scale = block.scale;
+    scores.relative_bias = params.relative_bias;
+    plan_dense_attention(kOp, none, none, none, none, scores);
+  }
+  check_places(call);
+}
+
+}  // namespace
+
+void decoder_step(const DecoderBlock* blocks, int64_t count, const ConstView& x, const MutableView& out,
+                  const DecoderStepParams& params) {
+  const Call call{blocks, count, x, out, params};
+  check(call);
+  if (x.shape[0] != 0) run(call);
+}
+
+void copy_slots(const MutableView* keys, const MutableView* values, int64_t count, const int64_t* from,
+                const int64_t* to, const int64_t* lengths, int64_t copies) {
+  const char* op = "copy_slots";
+  double bytes = 0;
+  for (int64_t b = 0; b < count; ++b) {
+    for (const MutableView& half : {keys[b], values[b]}) {
+      FASTMHA_CHECK(half.rank == 4, op, ": keys and values must have 4 axes, got ", shape_text(half));
+      for (int64_t i = 0; i < copies; ++i) {
+        FASTMHA_CHECK(from[i] >= 0 && from[i] < half.shape[0] && to[i] >= 0 && to[i] < half.shape[0] &&
+                          lengths[i] >= 0 && lengths[i] <= half.shape[2],
+                      op, ": slots must lie in 0 .. ", half.shape[0] - 1, " and lengths in 0 .. ",
+                      half.shape[2], ", got ", from[i], " to ", to[i], ", length ", lengths[i]);
+        bytes += 4.0 * static_cast<double>(lengths[i] * half.shape[1] * half.shape[3]);
+      }
+    }
+  }
+  constexpr double kCopyBytesPerNanosecond = 8;
+  const int64_t tasks = copies * count * 2;
+  parallel_for(tasks, threads_for(tasks, bytes / kCopyBytesPerNanosecond), [&](int64_t task, int) {
+    const int64_t i = task / (count * 2), b = task / 2 % count;
+    const MutableView& half = task % 2 == 0 ? keys[b] : values[b];
+    for (int64_t h = 0; h < half.shape[1]; ++h) {
+      const float* source = half.data + from[i] * half.strides[0] + h * half.strides[1];
+      float* target = half.data + to[i] * half.strides[0] + h * half.strides[1];
+      for (int64_t row = 0; row < lengths[i]; ++row) {
+        std::memcpy(target + row * half.strides[2], source + row * half.strides[2],
+                    static_cast<size_t>(half.shape[3]) * sizeof(float));
+      }
+    }
+  });
+}
+
+}  // namespace fastmha

@@ -1,0 +1,906 @@
+"""Encoder-decoder checkpoints with their tokenizers: texts -> translations, ids -> ids.
+
+    texts -> source ids -> network + search (fastmha.decoding) -> target ids -> texts, in order
+
+Sources join a running batch as others are finished, and a result depends on its own source alone.
+"""
+
+import dataclasses
+import hashlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from fastmha._types import Float32, Int64, Integers
+from fastmha.config import config_from
+from fastmha.decoding import (
+    BATCH_SIZE,
+    GenerationSettings,
+    Hypothesis,
+    TargetScore,
+    generate,
+    score,
+    stream,
+)
+from fastmha.decoding.ids import check_source
+from fastmha.families import SEQ2SEQ_FAMILIES
+from fastmha.lines import chunks
+from fastmha.nn.encoder_decoder import EncoderDecoder
+from fastmha.nn.module import UNSET, check_size
+from fastmha.nn.ragged import cumulative
+from fastmha.nn.transformer import Transformer
+from fastmha.tensors import Tensors
+from fastmha.texts import check_many, check_text, tracked
+from fastmha.translation_texts import TranslationTexts, read_pair, read_translation_texts
+from fastmha.vocabularies import UnknownCharacter
+from fastmha.weights import read_safetensors
+
+__all__ = [
+    "OWN_TYPE",
+    "AttentionMaps",
+    "Translation",
+    "TranslationConfig",
+    "TranslationModel",
+    "UnknownCharacterWarning",
+]
+
+OWN_TYPE = "fastmha-transformer"
+TokenIds = Sequence[Integers | Sequence[int]]
+# Texts that are tokenised together when they come from an iterator: few enough that nobody waits
+# for them, and a call of the tokenizer is nothing beside their translation.
+CHUNK = 256
+# The text of a fingerprint.
+PROBE = "The quick brown fox jumps over 13 lazy dogs. 敏捷的棕色狐狸。"
+# Special tokens that config.json may leave out, because transformers' classes have them.
+FAIRSEQ_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+T5_TOKENS = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+SPECIAL_TOKENS: Mapping[str, Mapping[str, int]] = {
+    "bart": {**FAIRSEQ_TOKENS, "decoder_start_token_id": 2},
+    "m2m_100": {**FAIRSEQ_TOKENS, "decoder_start_token_id": 2},
+    "marian": {"decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0},
+    **{"mbart": FAIRSEQ_TOKENS, "mt5": T5_TOKENS, "t5": T5_TOKENS},
+}
+# Of these the last token that the length allows is the end token, when no file says otherwise.
+FORCED_END = ("bart", "marian", "mbart")
+
+
+class UnknownCharacterWarning(UserWarning):
+    """A text holds characters that the model has never seen; they are read as the unknown token."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translation of a text.
+
+    Attributes
+    ----------
+    text : str
+    score : float
+        The sum of the log-probabilities of its tokens, the end token included, divided by their
+        number to the power of the length penalty.
+    ids : ndarray of int64
+        Without start and end token.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> model = fm.load(fm.demo_model_path())
+    >>> ((best, second),) = model.n_best_stream(["我想吃汉堡"], 2)
+    >>> best.text, best.score > second.score
+    ('I want to eat a hamburger', True)
+    """
+
+    text: str
+    score: float
+    ids: Int64
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Every attention weight of one translated sentence; row = the token that looks, column = the
+    token looked at.
+
+    Attributes
+    ----------
+    source, target : tuple of str
+        Tokens of the source, and of the decoder's input (the start token, then the translation).
+    translation : str
+    encoder, decoder, cross : list of ndarray of float32
+        Per layer (heads, S, S), (heads, T, T) and (heads, T, S).
+    """
+
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    translation: str
+    encoder: list[Float32]
+    decoder: list[Float32]
+    cross: list[Float32]
+
+
+@dataclass(frozen=True)
+class TranslationConfig:
+    """config.json of ``"model_type": "fastmha-transformer"``."""
+
+    src_vocab_size: int
+    tgt_vocab_size: int
+    d_model: int
+    num_heads: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    d_ff: int
+    activation: str = "relu"
+    norm_first: bool = False
+    final_norm: bool = True
+    norm_eps: float = 1e-5
+    positions: str = "sinusoidal"
+    scale_embedding: bool = True
+    max_positions: int = 512
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    unk_token_id: int = 3
+
+    def build(self) -> Transformer:
+        """The model without its weights."""
+        settings = dataclasses.asdict(self)
+        del settings["unk_token_id"]  # the tokenizers' affair
+        return Transformer(**settings, seed=UNSET)
+
+    @property
+    def generation(self) -> GenerationSettings:
+        return GenerationSettings(
+            decoder_start_token_id=self.bos_token_id,
+            eos_token_id=(self.eos_token_id,),
+            pad_token_id=self.pad_token_id,
+        )
+
+
+class TranslationModel:
+    """An encoder-decoder with its tokenizers; made by :func:`load`.
+
+    Attributes
+    ----------
+    config : dataclass
+        What the network took from config.json.
+    network : EncoderDecoder
+        Source ids -> memory, memory and target ids -> logits.
+    settings : GenerationSettings
+        How it generates when a call says nothing else; from generation_config.json.
+    texts : TranslationTexts
+        Texts <-> ids.
+
+    Examples
+    --------
+    >>> import fastmha as fm
+    >>> model = fm.load(fm.demo_model_path())
+    >>> model.translate(["我想吃汉堡"])
+    ['I want to eat a hamburger']
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        network: EncoderDecoder,
+        texts: TranslationTexts | None,
+        settings: GenerationSettings,
+    ) -> None:
+        self.config, self.network, self.settings = config, network, settings
+        self._texts = texts
+
+    @classmethod
+    def from_directory(cls, path: Path, config: dict[str, Any]) -> "TranslationModel":
+        """Load the model in `path`; :func:`load` reads its config.json and calls this."""
+        if config["model_type"] == OWN_TYPE:
+            return _own_model(path, config)
+        model_type = config["model_type"]
+        family = SEQ2SEQ_FAMILIES[model_type]
+        tensors = Tensors(path)
+        kept, network = family.build(config, path / "config.json", tensors)
+        settings = GenerationSettings.from_checkpoint(path, config, _defaults(path, model_type))
+        texts = read_translation_texts(path, config, network.source_vocab_size, network.vocab_size)
+        family.load(network, tensors, path)
+        return cls(kept, network, texts, settings)
+
+    @property
+    def texts(self) -> TranslationTexts:
+        if self._texts is None:
+            raise ValueError("translate: this model has no tokenizers; generate() takes ids")
+        return self._texts
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The names that `src_lang` and `tgt_lang` may have; none when there is no choice."""
+        return tuple(self.texts.languages)
+
+    # ---- texts ----------------------------------------------------------------------------------
+
+    def translate(
+        self,
+        texts: Iterable[str],
+        *,
+        beam_size: int | None = None,
+        max_new_tokens: int | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        prefix: str | Iterable[str] | None = None,
+        truncate: bool = False,
+        batch_size: int = BATCH_SIZE,
+        progress: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """Translate texts (or summarise or answer them: what the model was trained for).
+
+        Parameters
+        ----------
+        texts : iterable of str
+            Blank ones give empty strings.
+        beam_size : int, optional
+            Hypotheses kept per text, 1 is greedy search; what the checkpoint says, mostly 1, when
+            not given.
+        max_new_tokens : int, optional
+            The longest translation in tokens, the end token included; what the checkpoint says, or
+            as many as the model has positions, when not given.
+        src_lang, tgt_lang : str, optional
+            Languages, for models that are told them (:attr:`languages`); what the checkpoint says
+            when not given.
+        prefix : str or iterable of str, optional
+            What every translation, or each of them, begins with; it is part of the result.
+        truncate : bool, default False
+            Cut off what is longer than the model can read; otherwise it is an error.
+        batch_size : int, default 64
+            Texts that run together. Results do not depend on it.
+        progress : bool, default False
+            Show a progress bar on stderr (needs the extra ``fastmha[cli]``).
+        **settings
+            Any other of :class:`GenerationSettings`: length_penalty, do_sample, temperature, seed,
+            no_repeat_ngram_size, ...
+
+        Returns
+        -------
+        list of str, in the order of `texts`
+
+        Raises
+        ------
+        TypeError
+            `texts` is one string, or holds something else than strings; an unknown setting.
+        ValueError
+            A text with more tokens than the model has positions, or with a lone surrogate, which is
+            no character; a language that is not known or not said; sizes below 1.
+
+        Warns
+        -----
+        UnknownCharacterWarning
+            Characters that the model has never seen; the rest is translated all the same.
+        """
+        check_many("translate", texts)
+        texts = list(texts)
+        sources = self.encode_texts(
+            texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
+        )  # whatever is wrong with a text shows before the work begins
+        self._warn_of_unknown(texts, sources)
+        found = self._best(
+            zip(texts, sources, strict=True),
+            self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings),
+            prefix,
+            batch_size,
+            with_scores=False,
+        )
+        shown = tracked(found, lambda _: 1, len(texts), progress, "translating")
+        return [best[0].text for best in shown]
+
+    def translate_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        beam_size: int | None = None,
+        max_new_tokens: int | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        prefix: str | Iterable[str] | None = None,
+        truncate: bool = False,
+        batch_size: int = BATCH_SIZE,
+        **settings: Any,
+    ) -> Iterator[str]:
+        """The same as :meth:`translate` for any number of texts in bounded memory.
+
+        Texts are read some thousands ahead, and translations come as soon as all before them are
+        finished. What is wrong with a text, or raised by the iterator, is raised when those before
+        it are through. Unknown characters are not warned of; see :meth:`unknown`.
+
+        Yields
+        ------
+        str
+            The translation of the next text.
+        """
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        found = self._n_best_stream(
+            "translate_stream",
+            texts,
+            self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings),
+            prefix,
+            batch_size,
+            with_scores=False,
+            **options,
+        )
+        return (best[0].text for best in found)
+
+    def n_best_stream(
+        self,
+        texts: Iterable[str],
+        count: int,
+        *,
+        beam_size: int | None = None,
+        max_new_tokens: int | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        prefix: str | Iterable[str] | None = None,
+        truncate: bool = False,
+        batch_size: int = BATCH_SIZE,
+        **settings: Any,
+    ) -> Iterator[list[Translation]]:
+        """Several translations of each text with their scores, as :meth:`translate_stream` gives
+        one.
+
+        Parameters
+        ----------
+        texts : iterable of str
+        count : int
+            How many: the best of as many beams or more (`beam_size`, `count` when not given), or so
+            many samples with ``do_sample=True``.
+
+        Yields
+        ------
+        list of Translation
+            The best first, samples in the order of drawing. A blank text gives empty ones of score
+            0; there may be fewer than `count` when there are not as many at all.
+        """
+        check_size("n_best_stream", count=count)
+        if beam_size is None and not settings.get("do_sample", self.settings.do_sample):
+            beam_size = max(self.settings.num_beams, count)
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        return self._n_best_stream(
+            "n_best_stream",
+            texts,
+            self._settings(beam_size, max_new_tokens, tgt_lang, count, settings),
+            prefix,
+            batch_size,
+            with_scores=True,
+            **options,
+        )
+
+    def stream(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        prefix: str = "",
+        truncate: bool = False,
+        **settings: Any,
+    ) -> Iterator[str]:
+        """The translation of one text piece by piece, as it is written: greedy search, or a sample
+        with ``do_sample=True``.
+
+        Yields
+        ------
+        str
+            What comes next; joined they are the translation. The prefix is the first of them.
+
+        Examples
+        --------
+        >>> import fastmha as fm
+        >>> model = fm.load(fm.demo_model_path())
+        >>> list(model.stream("我想吃汉堡"))
+        ['I', ' want', ' to', ' eat', ' a', ' hamburger']
+        """
+        check_text("stream: text", text)
+        made = self._settings(1, max_new_tokens, tgt_lang, 1, settings)
+        (source,) = self.encode_texts(
+            [text], src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
+        )
+        start = self._prefix_ids(prefix, made)
+        ids = stream(self.network, source, made, prefix=start) if text.strip() else iter(())
+        return self._growing_text(start.tolist(), ids)
+
+    def score(
+        self,
+        pairs: Iterable[tuple[str | Integers, str | Integers]],
+        *,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        truncate: bool = False,
+    ) -> list[TargetScore]:
+        """How probable given translations are.
+
+        Parameters
+        ----------
+        pairs : iterable of (source, target)
+            Texts, or ids as :meth:`encode_texts` and :meth:`generate` give them.
+        src_lang, tgt_lang, truncate
+            As for :meth:`translate`.
+
+        Returns
+        -------
+        list of TargetScore
+            The log-probability of every token of the target and of the end token behind it (tokens
+            that are forced, as that of a language, apart), and their sum. No rule of
+            :attr:`settings` is applied.
+
+        Examples
+        --------
+        >>> import fastmha as fm
+        >>> model = fm.load(fm.demo_model_path())
+        >>> text, good, bad = "我想吃汉堡", "I want to eat a hamburger", "I want to eat a piano"
+        >>> good, bad = model.score([(text, good), (text, bad)])
+        >>> good.total > bad.total
+        True
+        """
+        settings = self._settings(None, None, tgt_lang, 1, {})
+        forced = _forced(settings)
+        skipped = deque[int]()
+
+        def ids() -> Iterator[tuple[Integers, Integers]]:
+            for n, (source, target) in enumerate(pairs):
+                if isinstance(source, str):
+                    (source,) = self.texts.sources(
+                        [source],
+                        src_lang=src_lang,
+                        tgt_lang=tgt_lang,
+                        longest=self.network.max_source_length,
+                        truncate=truncate,
+                        first=n,
+                    )
+                skipped.append(len(forced) if isinstance(target, str) else 0)
+                if isinstance(target, str):
+                    (bare,) = self.texts.targets([target], first=n)
+                    target = np.concatenate([forced, bare])
+                yield source, target
+
+        found = []
+        for result in score(self.network, ids(), settings):
+            log_probs = result.log_probs[skipped.popleft() :]
+            found.append(TargetScore(log_probs, float(log_probs.sum())))
+        return found
+
+    def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        truncate: bool = False,
+    ) -> list[Int64]:
+        """The source ids of each text, with all that the model expects around them."""
+        check_many("translate", texts)
+        longest = self.network.max_source_length
+        return self.texts.sources(
+            texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate, longest=longest
+        )
+
+    def decode(self, ids: Integers | Sequence[int]) -> str:
+        """The text of target ids, special tokens left out."""
+        return self.texts.decode(np.asarray(ids, np.int64))
+
+    def tokenize(self, text: str) -> list[str]:
+        """The source tokens of `text`, without those that the model expects around them."""
+        check_text("tokenize: text", text)
+        (ids,) = self.texts.source.encode([text])
+        return self.texts.source.labels(ids)
+
+    def unknown(self, text: str) -> list[UnknownCharacter]:
+        """The pieces of `text` that the model has never seen."""
+        check_text("unknown: text", text)
+        return self.texts.source.unknown(text)
+
+    def attention(
+        self,
+        text: str,
+        *,
+        beam_size: int | None = None,
+        max_new_tokens: int | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+    ) -> AttentionMaps:
+        """Translate one sentence and return the weights of every head of every layer.
+
+        Raises
+        ------
+        ValueError
+            A blank text, or one longer than the model has positions.
+        """
+        check_text("attention: text", text)
+        if not text.strip():
+            raise ValueError("attention: the text is blank")
+        settings = self._settings(beam_size, max_new_tokens, tgt_lang, 1, {})
+        (source,) = self.encode_texts([text], src_lang=src_lang, tgt_lang=tgt_lang)
+        ((target, *_),) = generate(self.network, [source], settings)
+        # the decoder reads the start token and what it wrote, as far as it has positions
+        read = np.concatenate([[settings.decoder_start_token_id], target.ids])
+        read = read[: self.network.max_target_length]
+        encoder, decoder, cross = self.network.attention_weights(source, read)
+        return AttentionMaps(
+            tuple(self.texts.source.labels(source.tolist())),
+            tuple(self.texts.target.labels(read.tolist())),
+            self.texts.decode(target.ids),
+            encoder,
+            decoder,
+            cross,
+        )
+
+    # ---- ids ------------------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self,
+        token_ids: TokenIds,
+        *,
+        beam_size: int | None = ...,
+        max_new_tokens: int | None = ...,
+        return_scores: Literal[False] = ...,
+        prefix: Integers | Sequence[int] | None = ...,
+        batch_size: int = ...,
+        progress: bool = ...,
+        **settings: Any,
+    ) -> list[Int64]: ...
+    @overload
+    def generate(
+        self,
+        token_ids: TokenIds,
+        *,
+        beam_size: int | None = ...,
+        max_new_tokens: int | None = ...,
+        return_scores: Literal[True],
+        prefix: Integers | Sequence[int] | None = ...,
+        batch_size: int = ...,
+        progress: bool = ...,
+        **settings: Any,
+    ) -> tuple[list[Int64], list[float]]: ...
+    def generate(
+        self,
+        token_ids: TokenIds,
+        *,
+        beam_size: int | None = None,
+        max_new_tokens: int | None = None,
+        return_scores: bool = False,
+        prefix: Integers | Sequence[int] | None = None,
+        batch_size: int = BATCH_SIZE,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Generate the target ids of sources given as ids.
+
+        Parameters
+        ----------
+        token_ids : list of integer arrays
+            With all that the model expects around them, as :meth:`encode_texts` gives them.
+        beam_size, max_new_tokens, batch_size, progress, **settings
+            As for :meth:`translate`. `max_new_tokens` does not count the start token, which is not
+            generated, nor the prefix.
+        return_scores : bool, default False
+            Also return the score of each target: the sum of the log-probabilities of its tokens,
+            the end token included, divided by their number to the power of the length penalty.
+        prefix : integer array, optional
+            What every target begins with, behind the start token; a forced first token has to be
+            part of it.
+
+        Returns
+        -------
+        list of ndarray of int64
+            Without start token, end token and padding. With ``num_return_sequences=n`` above 1 in
+            `settings`, n of each source next to each other, as in transformers.
+        list of float
+            Only with `return_scores`.
+
+        Raises
+        ------
+        TypeError
+            Ids that are not integers, an unknown setting.
+        ValueError
+            An id outside the vocabulary, an empty source, more tokens than the model has positions;
+            sizes below 1.
+        """
+        count = settings.pop("num_return_sequences", None)
+        made = self._replaced(
+            "generate", beam_size, max_new_tokens, 1 if count is None else count, settings
+        )
+        sources = [check_source(self.network, ids, n) for n, ids in enumerate(token_ids)]
+        found = generate(
+            self.network,
+            sources,
+            made,
+            prefixes=None if prefix is None else [prefix] * len(sources),
+            with_scores=return_scores,
+            batch_size=batch_size,
+        )
+        shown = tracked(found, lambda _: 1, len(sources), progress, "generating")
+        targets = [target for best in shown for target in best]
+        ids = [target.ids for target in targets]
+        return (ids, [target.score for target in targets]) if return_scores else ids
+
+    def forward(self, token_ids: TokenIds) -> list[Float32]:
+        """The encoder's output for each source, (L_n, d_model); all sources run together, without
+        padding."""
+        sources = [check_source(self.network, ids, n, "forward") for n, ids in enumerate(token_ids)]
+        if not sources:
+            return []
+        bounds = cumulative(np.array([source.size for source in sources]))
+        memory = self.network.encode(np.concatenate(sources), bounds)
+        return np.split(memory, bounds[1:-1])
+
+    def fingerprint(self) -> str:
+        """What tells models and instruction sets apart: the bits of one source's memory and of the
+        first logits."""
+        (source,) = self.encode_texts([PROBE], truncate=True)
+        memory = self.network.encode(source, np.array([0, source.size]))
+        start = np.array([self.settings.decoder_start_token_id])
+        bounds = np.array([0, source.size]), np.array([0, 1])
+        logits = self.network.target_logits(memory, bounds[0], start, bounds[1])
+        return hashlib.sha256(memory.tobytes() + logits.tobytes()).hexdigest()
+
+    # ---- between them ---------------------------------------------------------------------------
+
+    def _replaced(
+        self,
+        operation: str,
+        beam_size: int | None,
+        max_new_tokens: int | None,
+        count: int,
+        settings: Mapping[str, Any],
+    ) -> GenerationSettings:
+        """The checkpoint's settings with those of a call."""
+        for name, size in (("beam_size", beam_size), ("max_new_tokens", max_new_tokens)):
+            if size is not None:
+                check_size(operation, **{name: size})
+        if "num_beams" in settings:
+            raise TypeError(f"{operation}: num_beams is called beam_size here")
+        return self.settings.replace(
+            num_beams=beam_size,
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=count,
+            **settings,
+        )
+
+    def _settings(
+        self,
+        beam_size: int | None,
+        max_new_tokens: int | None,
+        tgt_lang: str | None,
+        count: int,
+        settings: Mapping[str, Any],
+    ) -> GenerationSettings:
+        """The same, for targets of a language."""
+        language = self.texts.start(tgt_lang, self.settings)
+        made = self._replaced(
+            "translate", beam_size, max_new_tokens, count, {**language, **settings}
+        )
+        made.longest(1, self.network.max_target_length)  # too long a target shows before the work
+        return made
+
+    def _n_best_stream(
+        self,
+        operation: str,
+        texts: Iterable[str],
+        settings: GenerationSettings,
+        prefix: str | Iterable[str] | None,
+        batch_size: int,
+        *,
+        with_scores: bool,
+        **options: Any,
+    ) -> Iterator[list[Translation]]:
+        check_many(operation, texts)
+        longest = self.network.max_source_length
+
+        def encode(part: list[str], first: int) -> list[Int64]:
+            return self.texts.sources(part, longest=longest, first=first, **options)
+
+        encode([], 0)  # a language that is not known shows here
+        reader = _Reader(texts, encode)
+        best = self._best(reader, settings, prefix, batch_size, with_scores=with_scores)
+        return _then_raise(best, reader)
+
+    def _best(
+        self,
+        pairs: Iterable[tuple[str, Int64]],
+        settings: GenerationSettings,
+        prefix: str | Iterable[str] | None,
+        batch_size: int,
+        *,
+        with_scores: bool,
+    ) -> Iterator[list[Translation]]:
+        """The translations of each text; `pairs` are texts and their ids."""
+        prefixes = None if prefix is None else self._prefixes(prefix, settings)
+        queue = _Queue(pairs, prefixes, settings.num_return_sequences)
+        found = generate(
+            self.network,
+            queue.sources(),
+            settings,
+            prefixes=None if prefixes is None else queue.prefixes(),
+            with_scores=with_scores,
+            batch_size=batch_size,
+        )
+        return self._in_order(found, queue)
+
+    def _in_order(
+        self, found: Iterator[list[Hypothesis]], queue: "_Queue"
+    ) -> Iterator[list[Translation]]:
+        for best in found:
+            yield from queue.blanks()
+            yield [Translation(self.texts.decode(h.ids), h.score, h.ids) for h in best]
+        yield from queue.blanks()
+
+    def _prefixes(
+        self, prefix: str | Iterable[str], settings: GenerationSettings
+    ) -> Iterator[Int64]:
+        if isinstance(prefix, str):
+            yield from repeat(self._prefix_ids(prefix, settings))
+        else:
+            for each in prefix:
+                yield self._prefix_ids(each, settings)
+
+    def _prefix_ids(self, prefix: str, settings: GenerationSettings) -> Int64:
+        """What a target begins with; nothing at all for an empty prefix, so that what is forced to
+        come first is."""
+        (ids,) = self.texts.targets([prefix])
+        return np.concatenate([_forced(settings), ids]) if ids.size else ids
+
+    def _growing_text(self, ids: list[int], more: Iterator[int]) -> Iterator[str]:
+        """The text of ids that come one by one, as far as later ones cannot change it."""
+        shown = ""
+        clean_up = self.texts.target.clean_up
+
+        def news() -> str:
+            text = self.texts.target.decode(ids)
+            if clean_up:  # it takes the last space away when a comma follows
+                text = text.rpartition(" ")[0]
+            ready = text.startswith(shown) and not text.endswith("\ufffd")  # half a character
+            return text[len(shown) :] if ready else ""
+
+        if piece := news():
+            yield piece
+            shown += piece
+        for id_ in more:
+            ids.append(id_)
+            if piece := news():
+                yield piece
+                shown += piece
+        if rest := self.texts.target.decode(ids)[len(shown) :]:
+            yield rest
+
+    def _warn_of_unknown(self, texts: Sequence[str], sources: Sequence[Int64]) -> None:
+        unknown_id = self.texts.source.unknown_id
+        if unknown_id is None:
+            return
+        unknown = [
+            f"text {n}: {piece}"
+            for n, (text, ids) in enumerate(zip(texts, sources, strict=True))
+            if (ids == unknown_id).any()
+            for piece in self.unknown(text)
+        ]
+        if unknown:
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            warnings.warn(
+                "characters unknown to the model: " + "; ".join(unknown[:5]) + more,
+                UnknownCharacterWarning,
+                stacklevel=3,
+            )
+
+    def __repr__(self) -> str:
+        return f"TranslationModel({self.network!r})"
+
+
+class _Reader:
+    """Texts and their source ids, read and tokenised some at a time.
+
+    Whatever is wrong with a text, or raised by the iterator, ends them and is kept in `mistake`.
+    """
+
+    def __init__(
+        self, texts: Iterable[str], encode: Callable[[list[str], int], list[Int64]]
+    ) -> None:
+        self._chunks = chunks(iter(texts), CHUNK)
+        self._encode = encode
+        self.mistake: Exception | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, Int64]]:
+        try:
+            for first, part in self._chunks:
+                yield from zip(part, self._encoded(part, first - 1), strict=False)
+                if self.mistake is not None:
+                    return
+        except Exception as error:
+            self.mistake = error
+
+    def _encoded(self, part: list[str], first: int) -> list[Int64]:
+        """As far as nothing is wrong."""
+        try:
+            return self._encode(part, first)
+        except (TypeError, ValueError):
+            sources: list[Int64] = []
+            try:
+                for n, text in enumerate(part, first):
+                    sources += self._encode([text], n)
+            except (TypeError, ValueError) as error:
+                self.mistake = error
+            return sources
+
+
+def _then_raise(found: Iterator[list[Translation]], reader: _Reader) -> Iterator[list[Translation]]:
+    yield from found
+    if reader.mistake is not None:
+        raise reader.mistake
+
+
+class _Queue:
+    """What the search reads ahead of what it gives out: blank texts are not its affair."""
+
+    def __init__(
+        self, pairs: Iterable[tuple[str, Int64]], prefixes: Iterator[Int64] | None, count: int
+    ) -> None:
+        self._pairs, self._given, self._count = pairs, prefixes, count
+        self._prefixes: deque[Int64] = deque()  # of sources that were read, but not the prefix
+        self._blank: deque[bool] = deque()  # of all texts that were read and not given out
+
+    def sources(self) -> Iterator[Int64]:
+        for text, ids in self._pairs:
+            prefix = None if self._given is None else next(self._given, None)
+            if self._given is not None and prefix is None:
+                raise ValueError("translate: there are fewer prefixes than texts")
+            blank = not text.strip()
+            self._blank.append(blank)
+            if not blank:
+                if prefix is not None:
+                    self._prefixes.append(prefix)
+                yield ids
+
+    def prefixes(self) -> Iterator[Int64]:
+        while self._prefixes:
+            yield self._prefixes.popleft()
+
+    def blanks(self) -> Iterator[list[Translation]]:
+        """What blank texts give, up to the next one that is not."""
+        while self._blank:
+            if not self._blank.popleft():
+                return
+            yield [Translation("", 0.0, np.empty(0, np.int64))] * self._count
+
+
+def _forced(settings: GenerationSettings) -> Int64:
+    """The token that comes first whatever the network says, if there is one."""
+    token = settings.forced_bos_token_id
+    return np.array([] if token is None else [token], np.int64)
+
+
+def _own_model(path: Path, config: dict[str, Any]) -> TranslationModel:
+    settings = config_from(TranslationConfig, config, path / "config.json")
+    try:
+        transformer = settings.build()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path / 'config.json'}: {error}") from error
+    texts = read_pair(
+        path,
+        settings.src_vocab_size,
+        settings.tgt_vocab_size,
+        end=settings.eos_token_id,
+        unknown=settings.unk_token_id,
+    )
+    weights = read_safetensors(path)
+    try:
+        transformer.load_state_dict(weights)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    return TranslationModel(settings, transformer, texts, settings.generation)
+
+
+def _defaults(path: Path, model_type: str) -> dict[str, int]:
+    """What a checkpoint may leave unsaid."""
+    defaults = dict(SPECIAL_TOKENS[model_type])
+    if model_type in FORCED_END and not (path / "generation_config.json").is_file():
+        defaults["forced_eos_token_id"] = defaults["eos_token_id"]
+    return defaults

@@ -1,0 +1,230 @@
+"""Sources that join and leave while others generate: a hypothesis depends on its own alone."""
+
+import fastmha as fm
+import numpy as np
+import pytest
+from conftest import assert_same_bits
+from fastmha import _core
+
+D = 32
+
+
+def decoder_of(**settings):
+    options = {"norm_first": True, "gated": True, "norm": "rms_norm", "bias": False} | settings
+    blocks = [fm.DecoderBlock(D, 4, 48, **options, seed=n) for n in range(2)]
+    return fm.Decoder(blocks, fm.RMSNorm(D) if options["norm"] == "rms_norm" else fm.LayerNorm(D))
+
+
+SETTINGS = {
+    "T5": {"head_dim": 12, "scale": 1.0},
+    "post-norm": {"norm_first": False, "gated": False, "norm": "layer_norm", "bias": True},
+    "plain": {"gated": False, "norm": "layer_norm"},
+}
+
+
+class Source:
+    """A source with its memory, what its beams read, and what they gave when it was alone."""
+
+    def __init__(self, random, decoder, beam_size, steps, bias):
+        self.memory = random.normal(int(random.rng.integers(1, 30)), D)
+        self.x = random.normal(steps, beam_size, 1, D)
+        self.parents = [random.rng.integers(0, beam_size, beam_size) for _ in range(steps)]
+        cache = decoder.new_cache(1, steps, beam_size=beam_size)
+        self.given = []
+        for x, parents in zip(self.x, self.parents, strict=True):
+            memory = self.memory[None] if not cache.has_memory else None
+            self.given.append(decoder(x, memory, cache=cache, relative_bias=bias))
+            cache.reorder(parents)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_sources_that_join_and_leave_change_nothing_for_the_others(
+    random, num_threads, name, beam_size
+):
+    """Bit for bit, over many steps in which hypotheses stand at different positions."""
+    decoder = decoder_of(**SETTINGS[name])
+    bias = random.normal(4, 9) if name == "T5" else None
+    rng = np.random.default_rng(3)
+    random.rng = rng
+    most, waiting = 4, 14
+    sources = [
+        Source(random, decoder, beam_size, int(rng.integers(1, 9)), bias) for _ in range(waiting)
+    ]
+    cache = decoder.new_cache(most, 8, beam_size=beam_size, empty=True)
+    present: list[list] = []  # source, position
+    queue = list(sources)
+    checked = 0
+    while queue or present:
+        new = queue[: int(rng.integers(0, most - len(present) + 1))]
+        if not present:
+            new = new or queue[:1]
+        queue = queue[len(new) :]
+        if new or rng.random() < 0.2:
+            bounds = np.cumsum([0] + [len(source.memory) for source in new])
+            memory = np.concatenate([source.memory for source in new] or [np.empty((0, D))])
+            decoder.join(cache, memory.astype(np.float32), bounds)
+        present += [[source, 0] for source in new]
+        assert cache.sources == len(present)
+        np.testing.assert_array_equal(
+            cache.lengths, np.repeat([position for _, position in present], beam_size)
+        )
+        num_threads(int(rng.integers(1, 4)))
+        x = np.concatenate([source.x[position] for source, position in present])
+        out = decoder(x, cache=cache, relative_bias=bias)
+        for n, (source, position) in enumerate(present):
+            rows = out[n * beam_size : (n + 1) * beam_size]
+            assert_same_bits(rows, source.given[position], f"position {position}")
+            checked += 1
+        order = [n * beam_size + s.parents[p] for n, (s, p) in enumerate(present)]
+        cache.reorder(np.concatenate(order))
+        for entry in present:
+            entry[1] += 1
+        stay = [n for n, (s, p) in enumerate(present) if p < len(s.x)]
+        if len(stay) < len(present):
+            cache.select(stay)
+            present = [present[n] for n in stay]
+    assert checked == sum(len(source.x) for source in sources)
+    out = decoder(np.empty((0, 1, D), np.float32), cache=cache)  # nobody is left
+    assert out.shape == (0, 1, D)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_are_the_whole_decoder(random, name):
+    """One position at a time and several, of different counts, against the call without a cache."""
+    decoder = decoder_of(**SETTINGS[name])
+    bias = random.normal(4, 21) if name == "T5" else None
+    x, memory = random.normal(3, 40, D), random.normal(3, 21, D)
+    memory_lengths = [21, 4, 9]
+    whole = decoder(x, memory, memory_lengths=memory_lengths, relative_bias=bias)
+    cache = decoder.new_cache(3, 40)
+    positions = np.zeros(3, int)
+    while (positions < 40).any():
+        counts = np.minimum(40 - positions, random.rng.integers(0, 9, 3))
+        if random.rng.random() < 0.5:
+            counts = np.minimum(counts, 1)
+        longest = max(1, counts.max())
+        new = np.full((3, longest, D), np.nan, np.float32)
+        for n, (position, count) in enumerate(zip(positions, counts, strict=True)):
+            new[n, :count] = x[n, position : position + count]
+        first = {"memory": memory, "memory_lengths": memory_lengths} if not cache.has_memory else {}
+        out = decoder(new, **first, cache=cache, key_lengths=counts, relative_bias=bias)
+        for n, (position, count) in enumerate(zip(positions, counts, strict=True)):
+            expected = whole[n, position : position + count]
+            np.testing.assert_allclose(out[n, :count], expected, rtol=1e-4, atol=1e-4)
+            assert not out[n, count:].any()
+        positions += counts
+        np.testing.assert_array_equal(cache.lengths, positions)
+
+
+def test_several_positions_are_bit_for_bit_those_without_a_cache(random):
+    decoder = decoder_of()
+    for beam_size in (1, 2):
+        x, memory = random.normal(3 * beam_size, 37, D), random.normal(3, 21, D)
+        lengths = [21, 4, 9]
+        whole = decoder(
+            x,
+            np.repeat(memory, beam_size, axis=0),
+            memory_lengths=np.repeat(lengths, beam_size),
+        )
+        cache = decoder.new_cache(3, 40, beam_size=beam_size)
+        out = decoder(x[:, :20], memory, memory_lengths=lengths, cache=cache)
+        assert_same_bits(out, whole[:, :20])
+        assert_same_bits(decoder(x[:, 20:], cache=cache), whole[:, 20:])
+
+
+def test_reorder_copies_only_where_two_continue_the_same_one(random, monkeypatch):
+    decoder = decoder_of()
+    cache = decoder.new_cache(2, 4, beam_size=3)
+    decoder(random.normal(6, 1, D), random.normal(2, 5, D), cache=cache)
+    copied = []
+    copy = _core.copy_slots
+    monkeypatch.setattr(
+        _core, "copy_slots", lambda *args: (copied.append(len(args[2])), copy(*args))
+    )
+    cache.reorder(np.arange(6))
+    cache.reorder([2, 0, 1, 3, 5, 4])
+    assert copied == []
+    cache.reorder([0, 0, 1, 4, 4, 4])
+    assert copied == [3]
+
+
+def test_memory_of_sources_that_left_is_used_again(random):
+    """A cache that many sources go through stays as large as those present need."""
+    decoder = decoder_of()
+    cache = decoder.new_cache(2, 4, empty=True)
+    for _ in range(200):
+        decoder.join(cache, random.normal(7, D), [0, 7])
+        if cache.sources == 2:
+            cache.select([1])
+    assert cache.blocks[0].memory_key.shape[2] <= 8 * 7
+
+
+def test_a_failed_join_changes_nothing(random, monkeypatch):
+    """Not even when the memory had to move for it."""
+    decoder = decoder_of()
+    cache = decoder.new_cache(4, 4, empty=True)
+    memory, x = random.normal(12, D), random.normal(2, 1, D)
+    decoder.join(cache, memory, [0, 4, 8, 12])
+    cache.select([0, 2])
+    expected = decoder(x, cache=cache)
+    cache = decoder.new_cache(4, 4, empty=True)
+    decoder.join(cache, memory, [0, 4, 8, 12])
+    cache.select([0, 2])
+    append = _core.kv_cache_append
+    calls = []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        append(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "kv_cache_append", failing)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.join(cache, random.normal(30, D), [0, 30])
+    assert cache.sources == 2
+    assert_same_bits(decoder(x, cache=cache), expected)
+
+
+def test_wrong_calls(random):
+    decoder = decoder_of()
+    memory = random.normal(8, D)
+    cache = decoder.new_cache(2, 3, beam_size=2, empty=True)
+    with pytest.raises(ValueError, match=r"x must be \(0, length, 32\), got \(4, 1, 32\)"):
+        decoder(random.normal(4, 1, D), memory[None], cache=cache)
+    with pytest.raises(ValueError, match=r"Decoder\.join: the cache has room for 2 sources, 0 are"):
+        decoder.join(cache, memory, [0, 2, 4, 8])
+    with pytest.raises(ValueError, match=r"Decoder\.join: memory_cu_seqlens must .* end at"):
+        decoder.join(cache, memory, [0, 2, 7])
+    with pytest.raises(TypeError, match=r"Decoder\.join: cache must be a DecoderCache, got int"):
+        decoder.join(3, memory, [0, 8])
+    with pytest.raises(TypeError, match="float64"):
+        decoder.join(cache, memory.astype(np.float64), [0, 8])
+    decoder.join(cache, memory, [0, 2, 8])
+    with pytest.raises(ValueError, match="2 are here and 1 more were to join"):
+        decoder.join(cache, memory, [0, 8])
+    with pytest.raises(ValueError, match=r"reorder: beam_indices must lie in 0 \.\. 3, got 4"):
+        cache.reorder([0, 1, 2, 4])
+    with pytest.raises(ValueError, match="one hypothesis for each of the 4 here, got 2"):
+        cache.reorder([0, 1])
+    with pytest.raises(ValueError, match="of its own source, got 2 for hypothesis 0"):
+        cache.reorder([2, 1, 2, 3])
+    with pytest.raises(TypeError, match="must be integers"):
+        cache.reorder([0.5, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"select: sources must lie in 0 \.\. 1, got 2"):
+        cache.select([0, 2])
+    with pytest.raises(ValueError, match="must rise, got"):
+        cache.select([1, 1])
+    with pytest.raises(ValueError, match=r"key_lengths must lie in 0 \.\. 1, got 2"):
+        decoder(random.normal(4, 1, D), cache=cache, key_lengths=[1, 1, 2, 1])
+    with pytest.raises(ValueError, match="full: hypothesis 0 holds 0 of 3 positions and 4 more"):
+        decoder(random.normal(4, 4, D), cache=cache)
+    with pytest.raises(ValueError, match="relative_bias must have shape"):
+        decoder(random.normal(4, 1, D), cache=cache, relative_bias=random.normal(3, 3))
+    with pytest.raises(TypeError, match="x must be float32, got float64"):
+        decoder(random.normal(4, 1, D).astype(np.float64), cache=cache)
+    np.testing.assert_array_equal(cache.lengths, [0] * 4)
+    with pytest.raises(ValueError, match="read-only"):
+        cache.lengths[0] = 3
