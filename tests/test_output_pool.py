@@ -11,6 +11,7 @@ import threading
 import fastmha as fm
 import numpy as np
 import pytest
+from conftest import assert_same_bits
 from fastmha import _core
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,6 +128,16 @@ def test_release_memory_returns_it():
     assert idle() == 0
     assert resident() - before < 16 * MIB
     assert fm.release_memory() == 0
+
+
+def test_release_memory_returns_scratch_memory(random):
+    """It stayed with the thread that had called."""
+    query = random.normal(1, 2, 300, 64)
+    expected = fm.scaled_dot_product_attention(query, query, query)
+    assert idle() > 0
+    assert fm.release_memory() > 0
+    assert idle() == 0
+    assert_same_bits(fm.scaled_dot_product_attention(query, query, query), expected)
 
 
 def resident():

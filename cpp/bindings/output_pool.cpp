@@ -1,3 +1,4 @@
+// Memory of large results: mapped once, given out again when an array dies.
 #include "output_pool.h"
 
 #include <pthread.h>
@@ -11,8 +12,8 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-// Sizes that share buffers: eight per doubling. At most an eighth of a mapping is unused, and as nobody touches that
-// part it takes no memory.
+// Sizes that share buffers: eight per doubling. At most an eighth of a mapping is unused, and as nobody
+// touches that part it takes no memory.
 size_t size_class(size_t bytes) {
   size_t step = kPooledBytes / 8;
   while (bytes > step * 16) step *= 2;
@@ -24,8 +25,9 @@ void* map(size_t bytes) {
   return memory == MAP_FAILED ? nullptr : memory;
 }
 
-// From the size of a huge page on, a mapping starts on one: with 4 KiB pages, misses of the TLB slow the kernels down.
-// The mapping's last part may be smaller than a huge page; rounding it up would double the memory of a small result.
+// From the size of a huge page on, a mapping starts on one: with 4 KiB pages, misses of the TLB slow the
+// kernels down. The mapping's last part may be smaller than a huge page; rounding it up would double the
+// memory of a small result.
 void* map_aligned(size_t bytes) {
   if (bytes < kHugePage) return map(bytes);
   char* memory = static_cast<char*>(map(bytes + kHugePage));
@@ -111,8 +113,9 @@ class Pool {
   size_t idle_bytes_ = 0;
 };
 
-// Never destroyed: arrays outlive this module when the interpreter shuts down. A fork waits until no thread is inside,
-// so the child finds the pool whole (its idle buffers are copies of the parent's, as all memory is).
+// Never destroyed: arrays outlive this module when the interpreter shuts down. A fork waits until no thread
+// is inside, so the child finds the pool whole (its idle buffers are copies of the parent's, as all memory
+// is).
 Pool& pool() {
   static Pool* const instance = [] {
     auto* made = new Pool;

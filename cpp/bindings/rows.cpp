@@ -1,3 +1,4 @@
+// Results of operations on rows: where they are written, and how they get to an out with gaps.
 #include "rows.h"
 
 namespace fastmha::python {

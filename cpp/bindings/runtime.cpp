@@ -34,10 +34,12 @@ void bind_runtime(py::module_& module) {
     facts["openmp"] = info.openmp != 0;
     facts["openmp_version"] = info.openmp;
     facts["cpu"] = info.cpu;
-    facts["idle_memory"] = idle_memory();
+    facts["idle_memory"] = idle_memory() + fastmha::kept_scratch();
     return facts;
   });
-  module.def("release_memory", &release_idle_memory, py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "release_memory", [] { return release_idle_memory() + fastmha::release_scratch(); },
+      py::call_guard<py::gil_scoped_release>());
   module.def("empty", &result_array);
 }
 

@@ -60,12 +60,8 @@ struct Panel {
   Fetch* fetch;       // what later panels read
   Strides strides;
 
-  FASTMHA_INLINE int64_t low_of(int64_t row) const {
-    return larger(0, first + row + head.offset - head.left);
-  }
-  FASTMHA_INLINE int64_t high_of(int64_t row) const {
-    return larger(0, smaller(head.kv_len, first + row + head.offset + head.right + 1));
-  }
+  FASTMHA_INLINE int64_t low_of(int64_t row) const { return first_visible(head, first + row); }
+  FASTMHA_INLINE int64_t high_of(int64_t row) const { return after_visible(head, first + row); }
 };
 
 size_t panel_scratch(int64_t head_dim, int64_t value_dim) {

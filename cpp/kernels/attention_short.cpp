@@ -266,34 +266,17 @@ using OutputRows = void (*)(const HeadGroup&, const Scratch&, int, int64_t, int6
 constexpr OutputRows kOutputRows[kOutRows] = {output_rows<1>, output_rows<2>, output_rows<3>, output_rows<4>,
                                               output_rows<5>};
 
-// Items in even shares of at most `most`.
-struct EvenShares {
-  int64_t count, size, larger_ones;
-  EvenShares(int64_t total, int64_t most)
-      : count((total + most - 1) / most),
-        size(count ? total / count : 0),
-        larger_ones(count ? total % count : 0) {}
-  FASTMHA_INLINE int64_t of(int64_t index) const { return size + (index < larger_ones ? 1 : 0); }
-};
-
-FASTMHA_INLINE int64_t low_of(const AttentionHead& head, int64_t query) {
-  return larger(0, query + head.offset - head.left);
-}
-FASTMHA_INLINE int64_t high_of(const AttentionHead& head, int64_t query) {
-  return larger(0, smaller(head.kv_len, query + head.offset + head.right + 1));
-}
-
 void compute_scores(const HeadGroup& group, const HeadGroup* next, int64_t rows, Scratch& s) {
   const AttentionHead& head = group.shared;
   Ahead ahead(next, false,
               (head.head_dim + kLanes - 1) / kLanes * ((head.q_len + head.kv_len + kQueries - 1) / kQueries));
-  const EvenShares row_tiles(rows, kScoreRows), key_tiles(head.kv_len, kScoreKeys);
+  const EvenTiles row_tiles(rows, kScoreRows), key_tiles(head.kv_len, kScoreKeys);
   for (int64_t d = 0; d < head.head_dim; d += kLanes) {
     const int width = static_cast<int>(smaller(kLanes, head.head_dim - d));
     transpose_columns(group, ahead, d, width, s);
-    for (int64_t i = 0, row = 0; i < row_tiles.count; row += row_tiles.of(i++)) {
-      for (int64_t j = 0, first = 0; j < key_tiles.count; first += key_tiles.of(j++)) {
-        kScoreTiles[row_tiles.of(i) - 1][key_tiles.of(j) - 1](
+    for (int64_t i = 0, row = 0; i < row_tiles.count; row += row_tiles.height(i++)) {
+      for (int64_t j = 0, first = 0; j < key_tiles.count; first += key_tiles.height(j++)) {
+        kScoreTiles[row_tiles.height(i) - 1][key_tiles.height(j) - 1](
             s.column[0] + row * kLanes, s.column[0] + (head.q_len + first) * kGroup, width, d == 0,
             s.score[row][first], kMaxKeys * kLanes);
       }
@@ -324,8 +307,8 @@ void add_biases(int64_t keys, int64_t row, Scratch& s) {
 void hide_scores(const AttentionHead& head, int64_t row, Scratch& s) {
   int64_t low[kQueries], high[kQueries];
   for (int q = 0; q < kQueries; ++q) {
-    low[q] = low_of(head, row * kQueries + q);
-    high[q] = high_of(head, row * kQueries + q);
+    low[q] = first_visible(head, row * kQueries + q);
+    high[q] = after_visible(head, row * kQueries + q);
   }
   for (int64_t key = 0; key < head.kv_len; ++key) {
     uint32_t visible = 0;
@@ -358,14 +341,14 @@ void compute_output(const HeadGroup& group, bool hides, const Scratch& s, int h)
   const AttentionHead& head = group.shared;
   if (hides) {  // query by query: a hidden value row is not read
     for (int64_t i = 0; i < head.q_len; ++i) {
-      const int64_t high = high_of(head, i);
-      output_rows<1>(group, s, h, i, smaller(low_of(head, i), high), high);
+      const int64_t high = after_visible(head, i);
+      output_rows<1>(group, s, h, i, smaller(first_visible(head, i), high), high);
     }
     return;
   }
-  const EvenShares tiles(head.q_len, kOutRows);
-  for (int64_t tile = 0, first = 0; tile < tiles.count; first += tiles.of(tile++)) {
-    kOutputRows[tiles.of(tile) - 1](group, s, h, first, 0, head.kv_len);
+  const EvenTiles tiles(head.q_len, kOutRows);
+  for (int64_t tile = 0, first = 0; tile < tiles.count; first += tiles.height(tile++)) {
+    kOutputRows[tiles.height(tile) - 1](group, s, h, first, 0, head.kv_len);
   }
 }
 
@@ -387,7 +370,7 @@ void write_extras(const HeadGroup& group, const Scratch& s) {
       }
       if (group.weights[h] == nullptr) continue;
       for (int64_t key = 0; key < head.kv_len; ++key) {
-        const bool visible = low_of(head, i) <= key && key < high_of(head, i);
+        const bool visible = first_visible(head, i) <= key && key < after_visible(head, i);
         group.weights[h][i * head.weights_stride + key] =
             visible ? s.score[row][key][lane] * s.inverse[row][lane] : 0.0f;
       }
@@ -400,7 +383,7 @@ void run_group(const HeadGroup& group, const HeadGroup* next, float* scratch) {
   const AttentionHead& head = group.shared;
   const int64_t rows = (head.q_len + kQueries - 1) / kQueries;
   // Both bounds grow with the query.
-  const bool hides = low_of(head, head.q_len - 1) > 0 || high_of(head, 0) < head.kv_len;
+  const bool hides = first_visible(head, head.q_len - 1) > 0 || after_visible(head, 0) < head.kv_len;
   const bool biased = head.relative.by_key != nullptr;
   compute_scores(group, next, rows, s);
   if (biased) load_biases(group, s);

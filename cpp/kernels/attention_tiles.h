@@ -232,13 +232,5 @@ struct Tiles<2> {
   static constexpr OutputTile kOutput[] = {FASTMHA_TILES(output_tile, 2)};
 };
 
-// Rows in even tiles of at most `most`: the first `high` tiles have `rows + 1` rows, the others `rows`.
-struct EvenTiles {
-  int64_t count, rows, high;
-  FASTMHA_INLINE EvenTiles(int64_t total, int64_t most)
-      : count((total + most - 1) / most), rows(total / count), high(total % count) {}
-  FASTMHA_INLINE int64_t height(int64_t tile) const { return rows + (tile < high ? 1 : 0); }
-};
-
 }  // namespace
 }  // namespace fastmha

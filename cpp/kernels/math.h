@@ -1,4 +1,5 @@
-// Elementary functions over V, a Vec or a VecGroup. Each states its error bound; tests/test_exp.py sweeps the exponential's.
+// Elementary functions over V, a Vec or a VecGroup. Each states its error bound; tests/test_exp.py sweeps the
+// exponential's.
 #pragma once
 
 #include "vec.h"
@@ -27,8 +28,8 @@ FASTMHA_INLINE V exp2_small(V x) {
   return ldexp(p, n);
 }
 
-// e^x for x from -126 ln2 to 128 ln2, and NaN. x = n ln2 + r with ln2 in two parts (Cody and Waite), e^r = 1 + r q(r),
-// q of degree 5 (minimax, 2e-9 before rounding). Relative error <= 2e-7.
+// e^x for x from -126 ln2 to 128 ln2, and NaN. x = n ln2 + r with ln2 in two parts (Cody and Waite), e^r = 1
+// + r q(r), q of degree 5 (minimax, 2e-9 before rounding). Relative error <= 2e-7.
 template <class V>
 FASTMHA_INLINE V exp_of_normal(V x) {
   const V n = round(x * V::set1(kLog2e));
@@ -46,7 +47,8 @@ FASTMHA_INLINE V exp_of_normal(V x) {
 // Where ldexp gives 0 and infinity by itself, arguments need only be kept finite, or reducing them gives NaN.
 constexpr float kExpLimit = 200.0f;
 
-// e^x for every x: as above where the result is a normal number; 0 or subnormal below, infinity above, NaN at NaN.
+// e^x for every x: as above where the result is a normal number; 0 or subnormal below, infinity above, NaN at
+// NaN.
 template <class V>
 FASTMHA_INLINE V exp(V x) {
   if constexpr (V::kLdexpSaturates) {
@@ -80,9 +82,8 @@ FASTMHA_INLINE V sigmoid(V x) {
 }
 
 // tanh(x). Below 5/8 x + x^3 q(x^2) with q of degree 4 (minimax, 4.4e-9 relative), so that small x keep their
-// relative accuracy; above 1 - 2t / (1 + t) with t = e^-2|x|, where 1 + t <= 1.3 and reciprocal() may replace a
-// division. exp2_small would reach 2.02e-7. Relative error <= 2e-7, exactly
-// +-1 from 9.1 on.
+// relative accuracy; above 1 - 2t / (1 + t) with t = e^-2|x|, where 1 + t <= 1.3 and reciprocal() may replace
+// a division. exp2_small would reach 2.02e-7. Relative error <= 2e-7, exactly +-1 from 9.1 on.
 template <class V>
 FASTMHA_INLINE V tanh(V x) {
   const V magnitude = abs(x);
@@ -99,9 +100,9 @@ FASTMHA_INLINE V tanh(V x) {
 }
 
 // tanh(x) as a score's cap needs it: half the work of tanh() above (attention of 2048 x 2048 took 1.30 times
-// the plain call's time with that one, 1.13 with this). x p(x^2) / q(x^2) with p and q of degree 4 (minimax up to 8.4,
-// 1.1e-8 relative before rounding), x clamped to where tanh is 1 but for 1e-7. All coefficients are positive: nothing
-// cancels. Relative error <= 3.5e-7; NaN at NaN.
+// the plain call's time with that one, 1.13 with this). x p(x^2) / q(x^2) with p and q of degree 4 (minimax
+// up to 8.4, 1.1e-8 relative before rounding), x clamped to where tanh is 1 but for 1e-7. All coefficients
+// are positive: nothing cancels. Relative error <= 3.5e-7; NaN at NaN.
 template <class V>
 FASTMHA_INLINE V tanh_of_score(V x) {
   x = max(V::set1(-8.4f), min(V::set1(8.4f), x));
@@ -118,11 +119,11 @@ FASTMHA_INLINE V tanh_of_score(V x) {
 }
 
 // The upper tail of the normal distribution, erfc(x / sqrt(2)) / 2, for 0 <= x <= 20: e^(-x^2/2) t p(t) with
-// t = 1 / (1 + 0.4 x) and p of degree 7 on [0, 14]. The tail keeps an accuracy relative to itself, where 1 - erf would
-// cancel to nothing. Absolute error <= 2e-7; relative error <= 5.1e-7 + 6.3e-8 x^2 (x^2/2 roundings of the square) up
-// to x = 12.9, exactly 0 at 20. As the square's rounding grows, so may the polynomial's error: minimax of the relative error
-// over 1 + x^2/4, 5.1e-8. Degree 8, 2.3e-8 everywhere, took 13.0 instead of 12.1 cycles per AVX-512 vector,
-// where 20 multiply-adds and an estimate need 10.3 at two a cycle.
+// t = 1 / (1 + 0.4 x) and p of degree 7 on [0, 14]. The tail keeps an accuracy relative to itself, where 1 -
+// erf would cancel to nothing. Absolute error <= 2e-7; relative error <= 5.1e-7 + 6.3e-8 x^2 (x^2/2 roundings
+// of the square) up to x = 12.9, exactly 0 at 20. As the square's rounding grows, so may the polynomial's
+// error: minimax of the relative error over 1 + x^2/4, 5.1e-8. Degree 8, 2.3e-8 everywhere, took 13.0 instead
+// of 12.1 cycles per AVX-512 vector, where 20 multiply-adds and an estimate need 10.3 at two a cycle.
 // Carrying the square's rounding error along made the tail 20 times better and gelu slower than PyTorch's.
 template <class V>
 FASTMHA_INLINE V normal_tail(V x) {

@@ -22,12 +22,13 @@ namespace {
 constexpr int64_t kLanes = Vec::kLanes;
 constexpr int64_t kLineFloats = 16;
 
-// As many as there are registers for. silu from L1 takes 9.2 cycles per AVX-512 vector alone, 8.0 in fours, 6.8
-// in sixes, 7.3 in eights; AVX2's is best in fours.
+// As many as there are registers for. silu from L1 takes 9.2 cycles per AVX-512 vector alone, 8.0 in fours,
+// 6.8 in sixes, 7.3 in eights; AVX2's is best in fours.
 constexpr int kGroup = Vec::kRegisters == 32 ? 6 : 4;
 using Group = VecGroup<kGroup>;
 
-// Intermediate results of rows up to this wait on the stack: 16 KB a row, and L1 holds two with what is read besides.
+// Intermediate results of rows up to this wait on the stack: 16 KB a row, and L1 holds two with what is read
+// besides.
 constexpr int64_t kLongestScratchRow = 4096;
 
 // One step along a row: whole vectors (V is a Vec or a group), or `lanes` floats, fewer than a vector.
@@ -63,8 +64,8 @@ struct Part {
   FASTMHA_INLINE void will_write(const float* p) const { __builtin_prefetch(p, 1); }
 };
 
-// body(step, first) along a row, for steps of which each concerns its own elements alone. Streaming stores begin where
-// out + first is a multiple of the vector's size.
+// body(step, first) along a row, for steps of which each concerns its own elements alone. Streaming stores
+// begin where out + first is a multiple of the vector's size.
 template <Rows kWhere, bool kGroups, class Body>
 FASTMHA_INLINE void for_each(const float* out, int64_t features, Body body) {
   int64_t i = 0;
@@ -103,7 +104,7 @@ FASTMHA_INLINE float sum_over(int64_t features, Term term) {
   return reduce_add(sums.member[0]);
 }
 
-// ---- normalisations ------------------------------------------------------------------------------------------------
+// ---- normalisations ---------------------------------------------------------------------------------------
 
 enum class Norm { kLayer, kLayerNoBias, kRms };
 
@@ -118,9 +119,9 @@ FASTMHA_INLINE bool on_a_vector(const float* p) {
   return reinterpret_cast<uintptr_t>(p) % (kLanes * sizeof(float)) == 0;
 }
 
-// The sum of term(sum, z) over a row of z = x + residual. What is read again is written to `kept` (or null), also an x
-// whose vectors cross cache lines, as those of NumPy's arrays do: rms_norm from L1 took 6.3 cycles per AVX-512 vector
-// instead of 4.4.
+// The sum of term(sum, z) over a row of z = x + residual. What is read again is written to `kept` (or null),
+// also an x whose vectors cross cache lines, as those of NumPy's arrays do: rms_norm from L1 took 6.3 cycles
+// per AVX-512 vector instead of 4.4.
 template <class Term>
 FASTMHA_INLINE float sum_row(const NormRows& n, int64_t index, float* kept, NormRow& row, Term term) {
   const float* x = n.map.x + index * n.map.x_stride;
@@ -205,8 +206,8 @@ FASTMHA_INLINE void norm_rows(const NormRows& n, int64_t first, float* scratch) 
   write_rows<kNorm, kWhere>(n, first, row);
 }
 
-// Two rows at a time; four were as fast from L3 and slower with a residual (0.50 against 0.46 ms for 4096 x 768):
-// with the next rows on their way they no longer fit L1.
+// Two rows at a time; four were as fast from L3 and slower with a residual (0.50 against 0.46 ms for 4096 x
+// 768): with the next rows on their way they no longer fit L1.
 template <Norm kNorm, Rows kWhere>
 void norm(const NormRows& n) {
   constexpr int kRows = 2;
@@ -234,7 +235,7 @@ void layer_norm(const NormRows& n) {
 
 void rms_norm(const NormRows& n) { norm_where<Norm::kRms>(n); }
 
-// ---- softmax -------------------------------------------------------------------------------------------------------
+// ---- softmax ----------------------------------------------------------------------------------------------
 
 // The largest number of a row; -infinity for a row of NaN (x second: max returns it when it is NaN, first:
 // drops it). Asks for the lines of out, if they will be stored to.
@@ -282,7 +283,7 @@ void softmax(const MapRows& m) {
   return m.where == Rows::kMemory && streams ? softmax_rows<Rows::kMemory>(m) : softmax_rows<Rows::kL3>(m);
 }
 
-// ---- element by element --------------------------------------------------------------------------------------------
+// ---- element by element -----------------------------------------------------------------------------------
 
 template <Rows kWhere, class Function>
 FASTMHA_INLINE void map_rows(const MapRows& m, Function function) {

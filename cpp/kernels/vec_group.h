@@ -1,9 +1,10 @@
 // VecGroup: several Vecs that go through the same arithmetic side by side.
 //
-// An elementary function is one long chain of dependent operations: 60 to 80 cycles for a result of which the units
-// need 5 to 10. The out-of-order window holds too few vectors to fill the gap, so functions of math.h and activation.h
-// are templates over V, a Vec or a group: each step is issued for all members before the next. Each member's bits are
-// those that a Vec alone would get. (silu of 4096 x 768 from L3, 2 threads, AVX-512: 0.29 ms as Vecs, 0.19 as groups.)
+// An elementary function is one long chain of dependent operations: 60 to 80 cycles for a result of which the
+// units need 5 to 10. The out-of-order window holds too few vectors to fill the gap, so functions of math.h
+// and activation.h are templates over V, a Vec or a group: each step is issued for all members before the
+// next. Each member's bits are those that a Vec alone would get. (silu of 4096 x 768 from L3, 2 threads,
+// AVX-512: 0.29 ms as Vecs, 0.19 as groups.)
 #pragma once
 
 #include "vec.h"

@@ -14,8 +14,6 @@ namespace {
 // computed. Longer ones reuse what they read so often that the first read does not matter (1% at 1024 keys of 64),
 // and two of them would not fit in a second-level cache of 1 MB.
 constexpr int64_t kFetchedFloats = 96 * 1024;
-// By the guess of a core's speed, which is low: 1 to 10 us in truth. Handing out a task takes 0.1 us.
-constexpr double kSmallestTaskNanoseconds = 10e3;
 
 // Panels of all sequences, numbered from 0: sequence by sequence, head by head, within a head the last panel
 // first (under a causal mask it is the longest, and long tasks should not come last).
@@ -141,7 +139,7 @@ void run_panels(const AttentionPlan& checked, const PanelKernels& kernels) {
   const double nanoseconds =
       flops(plan) / kFlopsPerNanosecond + static_cast<double>(total) * kPanelOverheadNanoseconds;
   const int64_t smallest =
-      static_cast<int64_t>(kSmallestTaskNanoseconds * static_cast<double>(total) / nanoseconds) + 1;
+      static_cast<int64_t>(kTaskNanoseconds * static_cast<double>(total) / nanoseconds) + 1;
   const int threads = threads_for((total + smallest - 1) / smallest, nanoseconds);
   const std::vector<int64_t> starts = task_starts(total, smallest, threads);
   const Workspace workspace(threads,

@@ -71,9 +71,6 @@ void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlen
 inline constexpr double kFlopsPerNanosecond = 30.0;
 inline constexpr double kBytesPerNanosecond = 15.0;
 inline constexpr double kPanelOverheadNanoseconds = 200.0;
-// Handing out a task takes about 0.1 us (an atomic increment that all threads want): 10 us of work make it
-// invisible.
-inline constexpr double kTaskNanoseconds = 10e3;
 
 // The kernels that fit the plan.
 void run_attention(const AttentionPlan& plan);

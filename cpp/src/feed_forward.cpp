@@ -4,6 +4,7 @@
 #include "check.h"
 #include "packed_weight.h"
 #include "parallel.h"
+#include "sizes.h"
 #include "sublayer.h"
 #include "workspace.h"
 
@@ -11,8 +12,6 @@ namespace fastmha {
 namespace {
 
 const char* const kOp = "feed_forward";
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A call after its checks.
 struct FeedForward {

@@ -10,6 +10,7 @@
 #include "packed_weight.h"
 #include "parallel.h"
 #include "rows.h"
+#include "sizes.h"
 #include "workspace.h"
 
 namespace fastmha {
@@ -22,9 +23,8 @@ struct PackedLinear::State {
 
 namespace {
 
-// Larger weights find no room in L3 (32 MiB and more on servers, shared) among everything else that a model
-// reads.
-constexpr size_t kCachedBytes = size_t{24} << 20;
+// Larger weights find no room in L3 among everything else that a model reads.
+constexpr size_t kCachedBytes = static_cast<size_t>(kL3Bytes / 4 * 3);
 
 void check_weight(const ConstView& weight, const ConstView& bias) {
   const char* op = "PackedLinear";

@@ -1,3 +1,5 @@
+// How a linear layer is cut into tasks: blocks of rows that stay in L2, blocks of columns for enough tasks,
+// all of nearly the same size so that threads end together.
 #include "linear_plan.h"
 
 #include <algorithm>
@@ -5,6 +7,7 @@
 #include <numeric>
 
 #include "parallel.h"
+#include "sizes.h"
 
 #if defined(__unix__)
 #include <unistd.h>
@@ -13,19 +16,15 @@
 namespace fastmha {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A row block of x is read once per panel of the task and should stay in L2 (1 to 2 MiB on current servers,
-// shared with the panel and the output).
-constexpr int64_t kRowBlockBytes = 512 << 10;
+// A row block of x is read once per panel of the task and should stay in L2, with the panel and the output.
+constexpr int64_t kRowBlockBytes = kL2Bytes / 2;
 // Past this many rows the weights of a panel are reused often enough that more rows gain nothing. Half as
 // many and twice as many are within the noise; low blocks leave less of a rest at the end, when the other
 // threads are done.
 constexpr int64_t kMaxRowBlock = 84;
-// Tasks per thread that even out cores of unequal speed, as long as a task is not so short that sharing it
-// out shows.
+// Tasks per thread that even out cores of unequal speed, as long as a task is not shorter than
+// kTaskNanoseconds.
 constexpr int64_t kTasksPerThread = 8;
-constexpr double kShortestTask = 10e3;  // ns
 // Weights that are used once come from memory or a cache at about this rate, bytes per ns and core.
 constexpr double kStreamBytes = 20;
 
@@ -125,7 +124,8 @@ LinearPlan plan_linear(const GemmKernels& kernels, int64_t rows, int64_t x_strid
   plan.row_blocks = ceil_div(rows, block);
   plan.column_blocks = 1;
   if (plan.threads > 1) {
-    const int64_t most = std::max<int64_t>(plan.threads, static_cast<int64_t>(nanoseconds / kShortestTask));
+    const int64_t most =
+        std::max<int64_t>(plan.threads, static_cast<int64_t>(nanoseconds / kTaskNanoseconds));
     const int64_t wanted = std::min(plan.threads * kTasksPerThread, most);
     if (plan.row_blocks < wanted) {
       plan.column_blocks = even_column_blocks(row_tiles, plan.row_blocks, groups,

@@ -7,6 +7,7 @@
 #include "packed_weight.h"
 #include "parallel.h"
 #include "rows.h"
+#include "sizes.h"
 #include "sublayer.h"
 #include "workspace.h"
 
@@ -14,8 +15,6 @@ namespace fastmha {
 namespace {
 
 const char* const kOp = "multi_head_attention";
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Which rows of a matrix belong to which sequence.
 struct Sequences {

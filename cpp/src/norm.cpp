@@ -6,6 +6,7 @@
 #include "isa.h"
 #include "parallel.h"
 #include "rows.h"
+#include "sizes.h"
 
 namespace fastmha {
 namespace {
@@ -28,14 +29,15 @@ void for_row_blocks(int64_t rows, int64_t features, double cost, Body&& body) {
   });
 }
 
-// Up to this many bytes of all arrays together the rows are expected in L2 (1 MiB a core).
-constexpr int64_t kCacheBytes = int64_t{1} << 20;
-// From here on the arrays do not fit L3 (32 MiB for 8 cores of Zen 5) together, and a reader of the result will not
-// find it there. relu of 4096 x 768 (25 MB, half of it written): 0.16 ms with plain stores, 0.29 past the caches; of
-// 5461 x 768 (34 MB): 0.47 and 0.39, also when another operation reads the result at once (1.18 and 1.07 for two).
-constexpr int64_t kMemoryBytes = int64_t{32} << 20;
+// Up to this many bytes of all arrays together the rows are expected in L2.
+constexpr int64_t kCacheBytes = kL2Bytes;
+// From here on the arrays do not fit L3 together, and a reader of the result will not find it there. relu of
+// 4096 x 768 (25 MB, half of it written): 0.16 ms with plain stores, 0.29 past the caches; of 5461 x 768 (34
+// MB): 0.47 and 0.39, also when another operation reads the result at once (1.18 and 1.07 for two).
+constexpr int64_t kMemoryBytes = kL3Bytes;
 
-// Where the rows of a call with so many arrays of x's size are; in place, the lines to write are in L1 already.
+// Where the rows of a call with so many arrays of x's size are; in place, the lines to write are in L1
+// already.
 Rows where_rows_are(const ConstView& x, int arrays, bool in_place) {
   const int64_t bytes = x.size() * arrays * static_cast<int64_t>(sizeof(float));
   if (bytes <= kCacheBytes) return Rows::kCache;
@@ -59,12 +61,6 @@ void check_map(const char* op, const ConstView& x, const MutableView& out) {
   check_same_shape(op, "out", out, "x", x);
   check_out(op, out);
   check_in_place(op, out, "x", x);
-}
-
-void check_parameter(const char* op, const char* name, const ConstView& parameter, int64_t features,
-                     const MutableView& out) {
-  check_vector(op, name, parameter, features);
-  FASTMHA_CHECK(!overlap(parameter, out), op, ": out must not overlap ", name);
 }
 
 void check_norm(const char* op, const ConstView& x, const ConstView& weight, const ConstView& bias,
@@ -109,7 +105,7 @@ void for_elements(const ConstView& x, const MutableView& out, double cost, Body&
                    [&](int64_t first, int64_t rows) { body(map_rows(x, out, first, rows)); });
     return;
   }
-  const int64_t pieces = (size + kPiece - 1) / kPiece;
+  const int64_t pieces = ceil_div(size, kPiece);
   for_row_blocks(pieces, std::min(size, kPiece), cost, [&](int64_t first, int64_t count) {
     MapRows part;
     part.x = x.data + first * kPiece;

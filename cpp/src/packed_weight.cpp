@@ -1,3 +1,4 @@
+// Packing a weight into panels and back, and where its pages lie.
 #include "packed_weight.h"
 
 #include <algorithm>
@@ -79,10 +80,11 @@ PackedWeight::PackedWeight(const GemmKernels& kernels, const ConstView& weight, 
   float* data = panels_.get();
   const int64_t panel_floats = kernels.nr * in_features_;
   const int threads = threads_for(panels(), copy_nanoseconds(panels() * panel_floats));
-  // Pages (of 2 MiB where the system grants them) come to lie on the NUMA node of the thread that writes them first.
-  // A product's tasks go columns outermost, in runs: with as many threads as here each starts with the panels that it
-  // wrote, and its neighbours help at the end. That holds while thread numbers stay on their nodes, which only the
-  // user can see to (OMP_PROC_BIND). Sub-layers in slices of the batch read all panels from every thread.
+  // Pages (of 2 MiB where the system grants them) come to lie on the NUMA node of the thread that writes them
+  // first. A product's tasks go columns outermost, in runs: with as many threads as here each starts with the
+  // panels that it wrote, and its neighbours help at the end. That holds while thread numbers stay on their
+  // nodes, which only the user can see to (OMP_PROC_BIND). Sub-layers in slices of the batch read all panels
+  // from every thread.
   parallel_for(panels(), threads, [&](int64_t panel, int) {
     pack_panel(weight, panel * kernels.nr, kernels.nr, data + panel * panel_floats);
   });

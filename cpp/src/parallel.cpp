@@ -1,3 +1,5 @@
+// Threads: how many there are to use (settings, affinity, cgroups), when several are worth it, and handing
+// out tasks.
 #include "parallel.h"
 
 #include <pthread.h>
@@ -98,14 +100,14 @@ std::atomic<int>& thread_setting() {
   return setting;
 }
 
-// A pool of OpenMP threads does not survive fork: a child that waits for it hangs. The pool may be another library's
-// (PyTorch's), so every child of a fork runs serially.
+// A pool of OpenMP threads does not survive fork: a child that waits for it hangs. The pool may be another
+// library's (PyTorch's), so every child of a fork runs serially.
 std::atomic<bool> forked{false};
 const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
-// A run of consecutive tasks that one thread starts with and others help to finish. Each has a cache line of its own:
-// as long as a thread works on its own share, taking a task is an increment that nobody else wants.
+// A run of consecutive tasks that one thread starts with and others help to finish. Each has a cache line of
+// its own: as long as a thread works on its own share, taking a task is an increment that nobody else wants.
 struct alignas(64) Share {
   std::atomic<int64_t> next{0};
   int64_t end = 0;

@@ -8,10 +8,15 @@
 namespace fastmha {
 
 // Below this much work on one thread, waking others costs more than it saves. Fork and join of 2 threads with
-// GOMP_SPINCOUNT=1000, as the Python package sets it (and with libgomp's default, which spins for 15 ms): hot 1.2 us
-// (0.5), after 50 us of serial work 28 us (0.5), after 2 ms 31 us (1.3), after 10 ms idle 63 us (30). 20 us in two
-// halves take 11.5 us hot (10.6) and 31 us after 2 ms (10.8).
+// GOMP_SPINCOUNT=1000, as the Python package sets it (and with libgomp's default, which spins for 15 ms): hot
+// 1.2 us (0.5), after 50 us of serial work 28 us (0.5), after 2 ms 31 us (1.3), after 10 ms idle 63 us (30).
+// 20 us in two halves take 11.5 us hot (10.6) and 31 us after 2 ms (10.8).
 inline constexpr double kSerialNanoseconds = 20e3;
+
+// Tasks of about this length (by guesses of a core's speed that are low: 1 to 10 us in truth) keep all
+// threads busy to the end, and handing them out does not show: it takes 0.1 us each, an atomic increment that
+// all threads want.
+inline constexpr double kTaskNanoseconds = 10e3;
 
 // Threads worth using for `tasks` independent pieces that take `nanoseconds` in all on one thread. 1 inside
 // another parallel region and in the child of a fork (the OpenMP pool, ours or another library's, does not
@@ -20,11 +25,11 @@ int threads_for(int64_t tasks, double nanoseconds);
 
 // How tasks are handed out.
 enum class TaskOrder {
-  // Each thread starts with a run of consecutive tasks of its own and helps the others when it is done. Neighbours
-  // in the order of tasks should be neighbours in memory: a thread that walks through it keeps the hardware's
-  // prefetching in step (handing out one by one read 134 MB in pieces of 64 KiB at 52 GB/s, runs at 60; 34 MB from
-  // L3 at 130 and 168), and call after call it comes to the same data, which may be in its caches and on its NUMA
-  // node.
+  // Each thread starts with a run of consecutive tasks of its own and helps the others when it is done.
+  // Neighbours in the order of tasks should be neighbours in memory: a thread that walks through it keeps the
+  // hardware's prefetching in step (handing out one by one read 134 MB in pieces of 64 KiB at 52 GB/s, runs
+  // at 60; 34 MB from L3 at 130 and 168), and call after call it comes to the same data, which may be in its
+  // caches and on its NUMA node.
   kRuns,
   // To whoever is free, the first ones first: for tasks of very different length, long ones in front.
   kInTurn,

@@ -1,3 +1,4 @@
+// Checks of (rows, features) views: shapes, layouts, and whether two views share memory.
 #include "rows.h"
 
 #include <algorithm>
@@ -51,6 +52,12 @@ void check_vector(const char* op, const char* name, const ConstView& view, int64
   FASTMHA_CHECK(view.dtype == DType::kFloat32, op, ": ", name, " must be float32");
   FASTMHA_CHECK(view.data != nullptr || features == 0, op, ": ", name, " must point to its ", features,
                 " elements, got null");
+}
+
+void check_parameter(const char* op, const char* name, const ConstView& view, int64_t features,
+                     const ConstView& out) {
+  check_vector(op, name, view, features);
+  FASTMHA_CHECK(!overlap(view, out), op, ": out must not overlap ", name);
 }
 
 void check_out(const char* op, const ConstView& out) {

@@ -15,6 +15,9 @@ void check_same_shape(const char* op, const char* name, const ConstView& view, c
                       const ConstView& like);
 // (features), contiguous.
 void check_vector(const char* op, const char* name, const ConstView& view, int64_t features);
+// A vector of the features of a call that writes to out: the same, and not in out.
+void check_parameter(const char* op, const char* name, const ConstView& view, int64_t features,
+                     const ConstView& out);
 // Rows of out must not overlap each other.
 void check_out(const char* op, const ConstView& out);
 

@@ -1,3 +1,4 @@
+// Steps, slices, scratch strides and checks that the sub-layers share.
 #include "sublayer.h"
 
 #include <algorithm>
@@ -60,9 +61,7 @@ void check_norm(const char* op, const char* name, const SublayerNorm& norm, int6
                 const MutableView& out) {
   if (norm.weight.empty()) return;
   const auto check = [&](const char* part, const ConstView& vector) {
-    const std::string full = concat(name, ".", part);
-    check_vector(op, full.c_str(), vector, features);
-    FASTMHA_CHECK(!overlap(vector, out), op, ": out must not overlap ", full);
+    check_parameter(op, concat(name, ".", part).c_str(), vector, features, out);
   };
   check("weight", norm.weight);
   FASTMHA_CHECK(norm.bias.empty() || norm.kind == NormKind::kLayerNorm, op, ": ", name,

@@ -10,6 +10,7 @@
 #include "isa.h"
 #include "parallel.h"
 #include "rows.h"
+#include "sizes.h"
 #include "workspace.h"
 
 namespace fastmha {
@@ -17,8 +18,6 @@ namespace {
 
 constexpr int64_t kTasksPerThread = 4;
 constexpr double kLn2 = 0.69314718055994530942;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A call after its checks. Each row is cut into `parts` runs of whole pieces, of which a task takes one.
 struct TopK {

@@ -1,16 +1,19 @@
+// Scratch memory that stays with the thread that calls.
 #include "workspace.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <new>
 
+#include "fastmha/runtime.h"
+
 namespace fastmha {
 namespace {
 
 constexpr size_t kPage = 4096;
-// What a calling thread keeps from call to call at most, by threads that work for it: a slice of a sub-layer, and as
-// much again. Larger leases are those of single long sequences, whose attention takes far longer than getting the
-// memory anew.
+// What a calling thread keeps from call to call at most, by threads that work for it: a slice of a sub-layer,
+// and as much again. Larger leases are those of single long sequences, whose attention takes far longer than
+// getting the memory anew.
 constexpr size_t kMostKept = size_t{16} << 20;
 
 char* allocate(size_t bytes) {
@@ -31,6 +34,22 @@ constexpr int kBuffers = 2;
 thread_local Buffer kept[kBuffers];
 
 }  // namespace
+
+size_t kept_scratch() {
+  size_t bytes = 0;
+  for (const Buffer& buffer : kept) bytes += buffer.leased ? 0 : buffer.bytes;
+  return bytes;
+}
+
+size_t release_scratch() {
+  const size_t bytes = kept_scratch();
+  for (Buffer& buffer : kept) {
+    if (buffer.leased) continue;
+    std::free(buffer.data);
+    buffer = Buffer{};
+  }
+  return bytes;
+}
 
 Workspace::Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes) : threads_(threads) {
   // Whole pages, so that slices share none, plus one cache line: slices a multiple of 4 KiB apart would

@@ -6,9 +6,10 @@
 
 namespace fastmha {
 
-// Leases `threads` slices of at least `bytes_per_thread`, and one of `shared_bytes` for all, from a buffer that
-// belongs to the calling thread and only grows (to 16 MiB a slice; more is given back), so that repeated calls
-// neither allocate nor page-fault. None grows with q_len x kv_len; per thread:
+// Leases `threads` slices of at least `bytes_per_thread`, and one of `shared_bytes` for all, from a buffer
+// that belongs to the calling thread and only grows (to 16 MiB a slice; more is given back), so that repeated
+// calls neither allocate nor page-fault; release_scratch frees it. None grows with q_len x kv_len; per
+// thread:
 //
 //   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim; shared by all threads: a
 //                         relative bias, per head a float for each distance that occurs
@@ -19,10 +20,10 @@ namespace fastmha {
 //   sub-layers            768 KiB in slices of rows, up to 8 MiB where a slice is one sequence; a sequence that
 //                         needs more has its projected rows in one lease of their own
 //
-// Taken before a parallel region; slices are written first by the thread that uses them, which places their pages
-// on its NUMA node for as long as the buffer does not grow (the same thread numbers stay on the same nodes only if
-// the user pins them: OMP_PROC_BIND). A second lease while one is alive (a sub-layer's step within the
-// sub-layer) has a buffer of its own that is kept as well; a third gets new memory.
+// Taken before a parallel region; slices are written first by the thread that uses them, which places their
+// pages on its NUMA node for as long as the buffer does not grow (the same thread numbers stay on the same
+// nodes only if the user pins them: OMP_PROC_BIND). A second lease while one is alive (a sub-layer's step
+// within the sub-layer) has a buffer of its own that is kept as well; a third gets new memory.
 class Workspace {
  public:
   Workspace(int threads, size_t bytes_per_thread, size_t shared_bytes = 0);

@@ -1,6 +1,5 @@
 // Linear layers: every kernel table against double precision, and bit for bit against itself.
 #include <algorithm>
-#include <atomic>
 #include <thread>
 
 #include "fastmha/linear.h"
@@ -8,7 +7,6 @@
 #include "src/isa.h"
 #include "src/linear_plan.h"
 #include "src/packed_weight.h"
-#include "src/parallel.h"
 #include "tests/test.h"
 
 using namespace fastmha;
@@ -215,25 +213,8 @@ TEST(plans_cover_every_element_once) {
   set_num_threads(2);
 }
 
-TEST(ranges_run_every_task_once) {
-  for (int threads : {1, 2, 3, 7}) {
-    for (int64_t tasks : {0, 1, 2, 3, 8, 100, 301}) {
-      std::vector<std::atomic<int>> hits(tasks);
-      std::atomic<bool> threads_in_range{true};
-      parallel_for(tasks, threads, [&](int64_t task, int thread) {
-        ++hits[task];
-        if (thread < 0 || thread >= threads) threads_in_range = false;
-      });
-      for (int64_t task = 0; task < tasks; ++task) {
-        CHECK(hits[task] == 1, "task ", task, " of ", tasks, " on ", threads, " threads ran ",
-              hits[task].load(), " times");
-      }
-      CHECK(threads_in_range, tasks, " tasks on ", threads, " threads");
-    }
-  }
-}
-
-// A block of any height: more rows than wait together for a unit of weights, and panels that are longer than a unit.
+// A block of any height: more rows than wait together for a unit of weights, and panels that are longer than
+// a unit.
 TEST(a_block_of_many_rows_and_deep_panels) {
   for (const Isa* isa : runnable_isas()) {
     for (const Activation function : {Activation::kRelu, Activation::kSilu}) {

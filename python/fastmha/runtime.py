@@ -97,12 +97,16 @@ def info() -> dict[str, Any]:
 
 
 def release_memory() -> int:
-    """Return the memory of past results to the system; the number of bytes that it was.
+    """Return the memory of past results and calls to the system; the number of bytes that it was.
 
     Results of 1 MiB and more come from a pool: when the last view of one is gone, its memory is
     kept for the next result of that size, because the system takes longer to hand out fresh pages
     than most operations take to fill them. At most 256 MiB are kept idle, of what was used last;
     anything beyond is returned at once. Arrays that are alive are not touched.
+
+    Operations also keep their scratch memory for the next call of the same Python thread (some MiB;
+    at most 32 for each thread that computes). That of the calling thread is returned as well; other
+    threads' goes when they end.
 
     Examples
     --------

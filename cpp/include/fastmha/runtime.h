@@ -1,6 +1,7 @@
 // Threads, instruction sets and build facts of the library as it runs.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,11 @@ int get_num_threads();
 const char* isa();
 // Those that this build has and this CPU can run, best first.
 std::vector<std::string> available_isas();
+
+// Scratch memory that operations keep for the calling thread's next call (at most 32 MiB for each thread that
+// works for it): how many bytes it is, and returning it to the system, which gives the same number.
+size_t kept_scratch();
+size_t release_scratch();
 
 struct BuildInfo {
   std::string version;
