@@ -1,4 +1,5 @@
-// All of fastmha: attention, linear layers, row-wise operations, the largest logits, threads and instruction sets.
+// All of fastmha: attention, linear layers, row-wise operations, the largest logits, threads and instruction
+// sets.
 #pragma once
 
 #include "fastmha/activation.h"
