@@ -31,8 +31,8 @@ POOLS = {
     "openvino": ("TBB", 0.002),
     "transformers": ("OpenMP", 0.02),
     # OpenMP's too, but a library of its own, and a pool for each translator
-    "ctranslate2": ("CTranslate2", 0.005),
-    "ctranslate2_int8": ("CTranslate2, int8", 0.005),
+    "ctranslate2": ("CTranslate2", 0.02),
+    "ctranslate2_int8": ("CTranslate2, int8", 0.02),
 }
 
 Answer = NDArray[Any]

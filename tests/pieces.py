@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 from fastmha.translation_texts import M2M100
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SYLLABLES = ("ka", "lo", "mi", "ne", "tu", "ra", "shi", "po", "de", "fru", "gan", "vo", "é", "ü")
 SIZE = 150  # pieces
 # what transformers calls the tokenizers, and the files of a checkpoint without tokenizer.json
 KINDS = {
+    "bart": "BartTokenizer",
     "marian": "MarianTokenizer",
     "m2m_100": "M2M100Tokenizer",
     "mbart": "MBartTokenizer",
@@ -57,34 +59,36 @@ def pieces_of(model):
     return [processor.id_to_piece(n) for n in range(processor.get_piece_size())][3:]
 
 
-def write_tokenizer(directory, family, models, **settings):
+def write_tokenizer(directory, family, trained, **settings):
     """The files of a tokenizer as the checkpoints of the family have them, and its size."""
     directory.mkdir(exist_ok=True)
     config = {"tokenizer_class": KINDS[family], **settings}
     if family == "marian":
         # one vocabulary for both languages, in an order of its own
-        pieces = sorted({*pieces_of(models.source), *pieces_of(models.target)})
+        pieces = sorted({*pieces_of(trained.source), *pieces_of(trained.target)})
         tokens = ["</s>", "<unk>", *pieces, ">>fra<<", ">>deu<<", "<pad>"]
         if settings.get("separate_vocabs"):
-            tokens = ["</s>", "<unk>", *pieces_of(models.source), "<pad>"]
-            others = ["</s>", "<unk>", *pieces_of(models.target)[::-1], "<pad>"]
+            tokens = ["</s>", "<unk>", *pieces_of(trained.source), "<pad>"]
+            others = ["</s>", "<unk>", *pieces_of(trained.target)[::-1], "<pad>"]
             (directory / "target_vocab.json").write_text(numbered(others))
         (directory / "vocab.json").write_text(numbered(tokens))
-        shutil.copy(models.source, directory / "source.spm")
-        shutil.copy(models.target, directory / "target.spm")
+        shutil.copy(trained.source, directory / "source.spm")
+        shutil.copy(trained.target, directory / "target.spm")
         size = len(tokens)
+    elif family == "bart":
+        size = byte_level(directory / "tokenizer.json")
     elif family == "m2m_100":
-        tokens = ["<s>", "<pad>", "</s>", "<unk>", *pieces_of(models.bpe)[:-5]]
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", *pieces_of(trained.bpe)[:-5]]
         (directory / "vocab.json").write_text(numbered(tokens))
-        shutil.copy(models.bpe, directory / "sentencepiece.bpe.model")
+        shutil.copy(trained.bpe, directory / "sentencepiece.bpe.model")
         config["extra_special_tokens"] = [f"__{code}__" for code in M2M100]
         size = len(tokens) + 100
     elif family == "t5":
         config = {"extra_ids": 10, **config}
-        shutil.copy(models.t5, directory / "spiece.model")
+        shutil.copy(trained.t5, directory / "spiece.model")
         size = SIZE + 10
     else:
-        model = models.bpe if family == "nllb" else models.source
+        model = trained.bpe if family == "nllb" else trained.source
         shutil.copy(model, directory / "sentencepiece.bpe.model")
         size = SIZE + 1 + {"mbart": 26, "mbart50": 53, "nllb": 4}[family]
         if family == "nllb":
@@ -96,6 +100,23 @@ def write_tokenizer(directory, family, models, **settings):
             }
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     return size
+
+
+def byte_level(file):
+    """A byte-level BPE as BART has it; its size."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(made_up_lines(200), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.save(str(file))
+    return tokenizer.get_vocab_size()
 
 
 def numbered(tokens):

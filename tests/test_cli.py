@@ -522,6 +522,27 @@ def test_info():
     assert err == ""
 
 
+def test_an_unknown_instruction_set_is_a_line(monkeypatch):
+    """The core refuses it while it is imported, before anything of the command has run."""
+    monkeypatch.setenv("FASTMHA_ISA", "bogus")
+    _, err = run("info", expect=1)
+    assert err.startswith("fastmha: FASTMHA_ISA=bogus is unknown; this build has ")
+    assert err.count("\n") == 1
+    code = [sys.executable, "-c", "import fastmha"]
+    imported = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert "ImportError: FASTMHA_ISA=bogus is unknown" in imported.stderr
+
+
+def test_what_the_system_says_comes_without_its_number(tmp_path):
+    _, err = run("translate", "--file", tmp_path / "absent.txt", expect=1)
+    assert err == f"fastmha: {tmp_path / 'absent.txt'}: No such file or directory\n"
+
+
+def test_flags_have_no_type_in_the_help():
+    for command in ([], ["translate"], ["embed"], ["attend"], ["info"], ["bench"]):
+        assert "bool" not in run(*command, "--help")[0]
+
+
 def test_bench_outside_a_checkout_says_where_it_is(tmp_path):
     _, err = run("bench", expect=1, cwd=tmp_path)
     assert "source tree" in err

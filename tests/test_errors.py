@@ -100,6 +100,22 @@ def test_not_an_array(argument, thing):
         call(thing)
 
 
+def test_advice_can_be_followed():
+    """A copy made of a wrong `out` would take the result away; a list has no astype()."""
+    with pytest.raises(TypeError, match=r"make it before the call: out = np.empty\(\(5, 8\), np"):
+        fm.relu(zeros(5, 8), out=[])
+    with pytest.raises(TypeError, match=r"cast it: np.asarray\(key_lengths, dtype=np.int64\)"):
+        sdpa(key_lengths=[7.0, 7.0])
+    with pytest.raises(TypeError, match=r"cast it: key_lengths.astype\(np.int64\)"):
+        sdpa(key_lengths=np.array([7.0, 7.0]))
+
+
+@pytest.mark.parametrize("path", [None, 3, b"model"])
+def test_load_wants_a_path(path):
+    with pytest.raises(TypeError, match="load: path must be a str or a path, got "):
+        fm.load(path)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "uint8", "object"])
 def test_wrong_mask_dtype(dtype):
     with pytest.raises(TypeError, match=r"attn_mask.*(bool|float32)"):

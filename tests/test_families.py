@@ -15,7 +15,7 @@ from checkpoints import (
 )
 from conftest import assert_same_bits
 from fastmha.families import FAMILIES as OURS
-from fastmha.families.mpnet import buckets
+from fastmha.families.distances import buckets
 from safetensors.numpy import load_file, save_file
 
 LENGTHS = (17, 1, 64, 2, 200, 17, 17, 33, 130, 64, 3)
@@ -201,7 +201,9 @@ def test_buckets_of_distances():
 
     distances = torch.arange(-600, 601)
     expected = MPNetEncoder.relative_position_bucket(distances)
-    np.testing.assert_array_equal(buckets(distances.numpy()), expected.numpy())
+    np.testing.assert_array_equal(
+        buckets(distances.numpy(), 32, 128, both_sides=True), expected.numpy()
+    )
 
 
 @pytest.mark.parametrize(

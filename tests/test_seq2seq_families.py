@@ -11,7 +11,7 @@ import transformers
 from checkpoints import rewrite_config
 from conftest import assert_same_bits
 from fastmha.families import SEQ2SEQ_FAMILIES as OURS
-from fastmha.families.t5 import buckets
+from fastmha.families.distances import buckets
 from safetensors.numpy import load_file, save_file
 from seq2seq_checkpoints import (
     EOS,
@@ -89,43 +89,43 @@ def check(directory, reference, lengths=(SOURCES, TARGETS)):
     target_ids, target_bounds = packed(targets)
     memory = network.encode(ids, bounds)
     logits = network.target_logits(memory, bounds, target_ids, target_bounds)
-    for n, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        own = logits[target_bounds[n] : target_bounds[n + 1]]
-        assert own.shape == (len(target), network.vocab_size)
-        exact = reference_logits(double, source, target)
-        theirs = reference_logits(reference, source, target)
-        assert_as_exact(own, theirs, exact, f"pair {n}")
+    pairs = list(zip(sources, targets, strict=True))
+    theirs = np.concatenate([reference_logits(reference, *pair) for pair in pairs])
+    exact = np.concatenate([reference_logits(double, *pair) for pair in pairs])
+    assert logits.shape == (len(target_ids), network.vocab_size)
+    assert_as_exact(logits, theirs, exact, "at once")
+    memories = np.split(memory, bounds[1:-1])
+    steps = stepwise(network, memories, targets)
+    assert_as_exact(np.concatenate(steps), theirs, exact, "step by step")
+    for n, (source, target) in enumerate(pairs):
         alone = network.encode(source, [0, len(source)])
-        assert_same_bits(alone, memory[bounds[n] : bounds[n + 1]], f"source {n} alone")
+        assert_same_bits(alone, memories[n], f"source {n} alone")
         assert_same_bits(
             network.target_logits(alone, [0, len(alone)], target, [0, len(target)]),
-            own,
+            logits[target_bounds[n] : target_bounds[n + 1]],
             f"target {n} alone",
         )
-        steps = stepwise(network, alone, [0, len(alone)], [target])[0]
-        assert_as_exact(steps, theirs, exact, f"pair {n}, step by step")
-    together = stepwise(network, memory, bounds, targets)
-    for n, target in enumerate(targets):
-        alone = network.encode(sources[n], [0, len(sources[n])])
         assert_same_bits(
-            stepwise(network, alone, [0, len(alone)], [target])[0], together[n], f"steps of {n}"
+            stepwise(network, [alone], [target])[0], steps[n], f"steps of target {n} alone"
         )
     return network
 
 
-def stepwise(network, memory, bounds, targets):
-    """The logits of each target, one token at a time; a target that ends leaves the batch."""
+def stepwise(network, memories, targets):
+    """The logits of each target, one token at a time; targets join one after the other, and one
+    that ends leaves the others."""
     hypotheses = network.start(len(targets), max(map(len, targets)))
-    hypotheses.join(memory, np.asarray(bounds))
-    present = list(range(len(targets)))
+    waiting, present = list(range(len(targets))), []
     found = [[] for _ in targets]
-    position = 0
-    while present:
-        rows = hypotheses.logits(np.array([targets[n][position] for n in present]))
-        position += 1
+    while waiting or present:
+        if waiting:
+            n = waiting.pop(0)
+            hypotheses.join(memories[n], np.array([0, len(memories[n])]))
+            present.append(n)
+        rows = hypotheses.logits(np.array([targets[n][len(found[n])] for n in present]))
         for n, row in zip(present, rows, strict=True):
             found[n].append(row.copy())
-        stay = [place for place, n in enumerate(present) if len(targets[n]) > position]
+        stay = [place for place, n in enumerate(present) if len(targets[n]) > len(found[n])]
         if len(stay) < len(present):
             hypotheses.select(stay)
             present = [present[place] for place in stay]
@@ -136,6 +136,26 @@ def stepwise(network, memory, bounds, targets):
 def test_as_transformers(tmp_path, model_type, config):
     reference = write_checkpoint(tmp_path, model_type, **config)
     check(tmp_path, reference)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_attention_weights(tmp_path, model_type):
+    reference = write_checkpoint(tmp_path, model_type)
+    network = load(tmp_path)
+    source, target = sequences(11)[0], sequences(7, first=EOS)[0]
+    found = network.attention_weights(source, target)
+    reference.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = reference(
+            input_ids=torch.from_numpy(source)[None],
+            decoder_input_ids=torch.from_numpy(target)[None],
+            output_attentions=True,
+        )
+    expected = out.encoder_attentions, out.decoder_attentions, out.cross_attentions
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == len(theirs) == 2
+        for weights, maps in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(weights, maps[0].numpy(), rtol=0, atol=1e-4)
 
 
 def test_every_family_is_tested():
@@ -314,7 +334,7 @@ def test_padding_within_a_target(tmp_path):
     tolerance = 2e-5 * np.abs(expected).max()
     at_once = network.target_logits(memory, [0, 3], target, [0, 6])
     np.testing.assert_allclose(at_once, expected, rtol=0, atol=tolerance)
-    steps = stepwise(network, memory, [0, 3], [target])[0]
+    steps = stepwise(network, [memory], [target])[0]
     np.testing.assert_allclose(steps, expected, rtol=0, atol=tolerance)
 
 

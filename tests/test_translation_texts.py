@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import transformers
+from fastmha.decoding import GenerationSettings
 from fastmha.translation_texts import read_translation_texts
 from pieces import KINDS, SIZE, Models, made_up_lines, pieces_of, write_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 
@@ -20,9 +20,11 @@ TEXTS = [
     *("a\u00a0b", "▁ka lo", "ro_RO kalo", ">>fra<< kalo lo", ">>xyz<<kalo", ">> kalo", "<mask> ka"),
     *("__fr__ ka", "<extra_id_3> ka", "fra_Latn ka", "", "ü ñ", "ka\nlo"),
 ]
+SETTINGS = GenerationSettings(decoder_start_token_id=2)
 # Where transformers 5 leaves sentencepiece's normalisation when it makes a tokenizer of the model:
 # spaces at the end, and all of it for mBART.
 NORMALISED = ["trail  ", " ", "ﬁne ½ Å", "kalo\u200bmi"]
+SENTENCEPIECE = [family for family in KINDS if family != "bart"]
 EXACT = ("marian", "m2m_100", "t5")
 
 
@@ -53,7 +55,7 @@ def compare(ours, theirs, texts, **languages):
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
-        *((family, {}) for family in KINDS),
+        *((family, {}) for family in SENTENCEPIECE),
         ("marian", {"separate_vocabs": True}),
         ("marian", {"clean_up_tokenization_spaces": True}),
         ("nllb", {"legacy_behaviour": True}),
@@ -90,8 +92,12 @@ def test_languages(tmp_path, trained, family, source, target):
     compare(ours, theirs, TEXTS, src_lang=source)
     token = {"m2m_100": f"__{target}__"}.get(family, target)
     name = "decoder_start_token_id" if family == "mbart" else "forced_bos_token_id"
-    assert ours.start(target) == {name: theirs.convert_tokens_to_ids(token)}
-    assert ours.start(None) == {}
+    assert ours.start(target, SETTINGS) == {name: theirs.convert_tokens_to_ids(token)}
+    with pytest.raises(ValueError, match=rf"tgt_lang must say the language .*{target}"):
+        ours.start(None, SETTINGS)
+    assert ours.start(None, SETTINGS.replace(forced_bos_token_id=7)) == {}
+    ours.tgt_lang = target
+    assert ours.start(None, SETTINGS) == ours.start(target, SETTINGS)
     for argument in ("src_lang", "tgt_lang"):
         with pytest.raises(ValueError, match=rf"{argument} must be one of .*{source}.*; got 'xx'"):
             ours.language(argument, "xx")
@@ -106,7 +112,7 @@ def test_marian_is_told_the_language_of_the_target_in_the_source(tmp_path, train
     assert ids.tolist() == theirs(">>fra<< kalo lo").input_ids
     (ids,) = ours.sources([">>deu<< kalo lo"], tgt_lang="fra")  # the text knows better
     assert ids.tolist() == theirs(">>deu<< kalo lo").input_ids
-    assert ours.start("fra") == {}
+    assert ours.start("fra", SETTINGS) == {}
     with pytest.raises(ValueError, match="src_lang is 'deu', this model is told the target's"):
         ours.sources(["ka"], src_lang="deu")
     with pytest.raises(ValueError, match="tgt_lang must be one of fra, deu; got 'eng'"):
@@ -129,7 +135,7 @@ def test_models_that_are_not_told_languages(tmp_path, trained):
         with pytest.raises(ValueError, match=f"{argument} is 'fr', this model is not told lang"):
             ours.sources(["ka"], **{argument: "fr"})
     with pytest.raises(ValueError, match="tgt_lang is 'fr'"):
-        ours.start("fr")
+        ours.start("fr", SETTINGS)
 
 
 def test_unknown_pieces_and_where_they_are(tmp_path, trained):
@@ -168,29 +174,10 @@ def test_wrong_texts(tmp_path, trained):
     assert ours.sources([]) == []
 
 
-def bart(directory):
-    """A byte-level BPE as BART has it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(made_up_lines(200), trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"tokenizer_class": "BartTokenizer", "clean_up_tokenization_spaces": True}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-
-
 def test_bart(tmp_path):
-    bart(tmp_path)
+    size = write_tokenizer(tmp_path, "bart", None, clean_up_tokenization_spaces=True)
     theirs = transformers.BartTokenizer.from_pretrained(tmp_path)
-    ours = read_translation_texts(tmp_path, {"model_type": "bart"}, 320, 320)
+    ours = read_translation_texts(tmp_path, {"model_type": "bart"}, size, size)
     texts = [text for text in TEXTS if "<mask>" not in text]  # which takes the space before it
     compare(ours, theirs, [*texts, *NORMALISED, "a , b ."])
     assert ours.source.unknown("鲸") == []

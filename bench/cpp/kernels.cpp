@@ -1,11 +1,13 @@
-// Single kernels on one thread with their data in L1 or L2: how much of the peak of the multiply-add units a tile
-// reaches when nothing else is in its way. What a workload loses against this is memory, threads and calls.
+// Single kernels on one thread with their data in L1 or L2: how much of the peak of the multiply-add units a
+// tile reaches when nothing else is in its way. What a workload loses against this is memory, threads and
+// calls.
 //
 //   bench_kernels                                   every kernel of every instruction set that this CPU runs
 //   bench_kernels --benchmark_filter=gemm.*avx2
 //
-// Counters: GFLOPs and of_peak (arithmetic), GBs (bytes read and written), slots (row-wise functions: how many
-// multiply-adds would take as long, per element). The peak is measured right after each kernel: clocks change.
+// Counters: GFLOPs and of_peak (arithmetic), GBs (bytes read and written), slots (row-wise functions: how
+// many multiply-adds would take as long, per element). The peak is measured right after each kernel: clocks
+// change.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -26,15 +28,15 @@ using namespace fastmha;
 
 namespace {
 
-// ---- the peak ------------------------------------------------------------------------------------------------------
+// ---- the peak ---------------------------------------------------------------------------------------------
 
 constexpr int kChains = 12;  // in flight: more than latency 4 x 2 units, and 16 registers hold them
 constexpr int64_t kSteps = 1 << 20;
 
 volatile float sink;
 
-// acc <- acc * x + y converges: no overflow, no denormals. Every chain starts different and is used, or the compiler
-// would compute one of them.
+// acc <- acc * x + y converges: no overflow, no denormals. Every chain starts different and is used, or the
+// compiler would compute one of them.
 #define FASTMHA_DEFINE_PEAK(name, bytes, ...)                                             \
   __VA_ARGS__ void name() {                                                               \
     typedef float Vec __attribute__((vector_size(bytes)));                                \
@@ -82,7 +84,7 @@ double measure_peak(const std::string& isa) {
   return best;
 }
 
-// ---- counters ------------------------------------------------------------------------------------------------------
+// ---- counters ---------------------------------------------------------------------------------------------
 
 struct Work {
   double flops = 0;
@@ -111,7 +113,7 @@ void loop(benchmark::State& state, const Work& work, const Isa& isa, Run run) {
   count(state, work, measure_peak(isa.name), seconds);
 }
 
-// ---- kernels -------------------------------------------------------------------------------------------------------
+// ---- kernels ----------------------------------------------------------------------------------------------
 
 // Floats on a cache line's boundary, as the library's own buffers are.
 struct Floats {
@@ -239,7 +241,7 @@ void whole_call(benchmark::State& state, int64_t batch, int64_t heads, int64_t l
   loop(state, work, active_isa(), [&] { scaled_dot_product_attention(q, k, v, o); });
 }
 
-// ---- registration --------------------------------------------------------------------------------------------------
+// ---- registration -----------------------------------------------------------------------------------------
 
 template <class Run>
 void add(const std::string& name, Run run) {

@@ -127,8 +127,8 @@ int64_t floats_per_thread(int threads, int64_t megabytes, int arrays) {
   return std::max<int64_t>(page, megabytes * 1000000 / 4 / threads / arrays / page * page);
 }
 
-// The best GB/s of seven runs, each of which moves at least a gigabyte. pass() is one thread's part of one pass over
-// `bytes` in all.
+// The best GB/s of seven runs, each of which moves at least a gigabyte. pass() is one thread's part of one
+// pass over `bytes` in all.
 template <class Pass>
 double best_bandwidth(int threads, double bytes, Pass pass) {
   const auto passes = static_cast<int64_t>(1e9 / bytes) + 1;

@@ -205,7 +205,8 @@ struct Output {
   MutableView view;
 };
 
-// A new float32 array in C order in memory of NumPy's own. py::array_t computes strides into a vector of its own first.
+// A new float32 array in C order in memory of NumPy's own. py::array_t computes strides into a vector of its
+// own first.
 inline py::array small_array(const std::vector<py::ssize_t>& shape) {
   const auto& numpy = py::detail::npy_api::get();
   Py_INCREF(float32_descr());  // the call takes a reference
@@ -230,8 +231,14 @@ inline Output float_output(const char* op, py::handle out, const std::vector<py:
   if (out.is_none()) {
     array = result_array(shape);
   } else {
-    array = checked_array(op, name, out);
-    if (!is_float32(array)) {  // the advice differs from an input's: a cast in the call would lose the result
+    // The advice differs from an input's: the result would go into a converted copy that nobody sees.
+    if (!py::isinstance<py::array>(out)) {
+      throw py::type_error(concat(op, ": ", name, " must be a numpy.ndarray, got ", type_name(out),
+                                  "; make it before the call: ", name, " = np.empty(", shape_text(shape),
+                                  ", np.float32)"));
+    }
+    array = py::reinterpret_borrow<py::array>(out);
+    if (!is_float32(array)) {
       throw py::type_error(concat(op, ": ", name, " must be float32, got ",
                                   py::cast<std::string>(py::str(array.dtype())),
                                   "; cast it before the call: ", name, " = ", name, ".astype(np.float32)"));
@@ -269,9 +276,11 @@ inline std::vector<int64_t> index_input(const char* op, const char* name, py::ha
   const py::array array = py::reinterpret_borrow<py::array>(numbers);
   const char kind = array.dtype().kind();
   if (kind != 'i' && kind != 'u' && array.size() > 0) {
-    throw py::type_error(concat(op, ": ", name, " must be integers, got ",
-                                py::cast<std::string>(py::str(array.dtype())), "; cast it: ", name,
-                                ".astype(np.int64)"));
+    const bool is_array = py::isinstance<py::array>(object);  // a list has no astype()
+    throw py::type_error(concat(
+        op, ": ", name, " must be integers, got ", py::cast<std::string>(py::str(array.dtype())),
+        "; cast it: ",
+        is_array ? concat(name, ".astype(np.int64)") : concat("np.asarray(", name, ", dtype=np.int64)")));
   }
   FASTMHA_CHECK(array.ndim() == 1, op, ": ", name, " must have 1 axis, got shape ", shape_text(array));
   if (kind == 'u' && array.size() > 0) {  // would wrap to negative numbers

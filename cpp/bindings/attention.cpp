@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <optional>
+#include <string_view>
 
 #include "arrays.h"
 #include "module.h"
@@ -291,9 +292,20 @@ Cache make_cache(const char* op, py::handle key_cache, py::handle value_cache, p
   return cache;
 }
 
+// What fastmha::kv_cache_append refuses, under the name of the call that the user made.
+void append(const char* op, const KVCacheView& cache, const ConstView& key, const ConstView& value,
+            const int64_t* new_lengths = nullptr) {
+  try {
+    fastmha::kv_cache_append(cache, key, value, new_lengths);
+  } catch (const std::invalid_argument& error) {
+    const std::string_view message = error.what();
+    throw std::invalid_argument(concat(op, message.substr(message.find(':'))));
+  }
+}
+
 void kv_cache_append(py::object key_cache, py::object value_cache, py::object lengths, py::object key,
                      py::object value, py::object new_lengths) {
-  const char* op = "kv_cache_append";
+  const char* op = "KVCache.append";
   Cache cache = make_cache(op, key_cache, value_cache, lengths);
   const Input k = float_input(op, "key", key, 4);
   const Input v = float_input(op, "value", value, 4);
@@ -306,7 +318,7 @@ void kv_cache_append(py::object key_cache, py::object value_cache, py::object le
   {
     // Rows are copied behind those in use; nobody reads them until the lengths are stored.
     const py::gil_scoped_release release;
-    fastmha::kv_cache_append(cache.view(), k.view, v.view, new_lengths.is_none() ? nullptr : counts.data());
+    append(op, cache.view(), k.view, v.view, new_lengths.is_none() ? nullptr : counts.data());
   }
   cache.store_lengths();
 }
@@ -333,7 +345,7 @@ py::object attention_with_kvcache(py::object query, py::object key_cache, py::ob
     // Should attention refuse its arguments after the append, the lengths were not stored and the cache is as
     // before.
     const py::gil_scoped_release release;
-    if (k) fastmha::kv_cache_append(cache.view(), k->view, v->view);
+    if (k) append(op, cache.view(), k->view, v->view);
     fastmha::attention_with_kvcache(q.view, cache.view(), o.view, scores.params);
   }
   cache.store_lengths();

@@ -29,8 +29,8 @@ inline PyObject* raise_python_error() {
   return nullptr;
 }
 
-// Arguments by position as Python holds them. pybind11's own dispatch of 14 arguments (a vector of handles, a tuple of
-// objects, a search for overloads) takes 0.3 us, a fifth of a short attention call.
+// Arguments by position as Python holds them. pybind11's own dispatch of 14 arguments (a vector of handles, a
+// tuple of objects, a search for overloads) takes 0.3 us, a fifth of a short attention call.
 using FastFunction = pybind11::object (*)(PyObject* const* arguments);
 
 template <int Count, FastFunction Function>

@@ -186,7 +186,7 @@ void finish_scores(const AttentionHead& head, int64_t key, int64_t keys, float* 
     } else if (head.mask_kind == MaskKind::kFloat) {
       const float mask = static_cast<const float*>(head.mask)[(key + j) * head.mask_key_stride];
       const float bias = mask * kLog2e;
-      score[j] += bias == -kInfinity ? -__FLT_MAX__ : bias;  // as mask_to_log2 in attention_panel.cpp
+      score[j] += bias == -kInfinity ? -__FLT_MAX__ : bias;  // as mask_to_log2 in attention_mask.h
     }
   }
 }

@@ -77,11 +77,19 @@ class Panels {
     return AttentionHead();
   }
 
+  // Of `length` rows to fetch those that come before panel p of `panels`: as much as its share of the work, of which
+  // under a causal mask the first panels (the last queries) have most.
+  int64_t done(int64_t length, int64_t p, int64_t panels) const {
+    if (plan_.shared.right != 0) return length * p / panels;
+    const int64_t left = panels - p;
+    return length - length * left * (left + 1) / (panels * (panels + 1));
+  }
+
   // While panel p of `panels` is computed, its rows of the output and its share of the next head are fetched.
   void set_upcoming(AttentionHead& head, const AttentionHead& next, int64_t first, int64_t p,
                     int64_t panels) const {
     const auto share = [&](const float* rows, int64_t stride, int64_t length, int64_t width) {
-      const int64_t from = length * p / panels, to = length * (p + 1) / panels;
+      const int64_t from = done(length, p, panels), to = done(length, p + 1, panels);
       return UpcomingRows{rows + from * stride, stride, to - from, width};
     };
     head.upcoming[0] = {head.out + first * head.out_stride, head.out_stride,

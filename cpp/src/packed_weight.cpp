@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <utility>
 
 #include "parallel.h"
 
@@ -19,8 +21,46 @@ constexpr size_t kCacheLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // A weight that is streamed from memory touches a new 4 KiB page every 4 KiB: with 2 MiB pages the walk needs
-// 512 times fewer address translations.
-size_t alignment_for(size_t bytes) { return bytes >= 2 * kHugePage ? kHugePage : kCacheLine; }
+// 512 times fewer address translations. Weights that fill few such pages share them: those of all-MiniLM-L6-v2, 0.6
+// to 2.4 MB each and 42 MB together, took a text of 8 tokens from 0.87 to 0.70 ms.
+//
+//   chunk   | in_proj | out_proj | linear1 | linear2 | in_proj | ... | free
+//           2 MiB     4 MiB      ...
+//
+// What is not used of a chunk is never touched, so at most one page of each is there for nothing. A chunk goes when
+// the last weight in it does.
+constexpr size_t kChunk = size_t{32} << 20;
+// Smaller ones need few translations, larger ones waste little on their own.
+constexpr size_t kSmallestShared = size_t{256} << 10, kSmallestAlone = size_t{8} << 20;
+
+using Memory = std::shared_ptr<char>;
+
+Memory aligned(size_t bytes, size_t alignment) {
+  void* memory = nullptr;
+  // aligned_alloc wants a multiple of the alignment; posix_memalign does not, which saves up to 2 MiB.
+  if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == kHugePage) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: without it all works, slower
+#endif
+  return Memory(static_cast<char*>(memory), std::free);
+}
+
+// The next bytes of the chunk that was begun last.
+Memory shared(size_t bytes) {
+  static std::mutex mutex;
+  static std::weak_ptr<char> chunk;  // its weights own it: when they are gone, a new one begins
+  static size_t used;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Memory owner = chunk.lock();
+  if (owner == nullptr || used + bytes > kChunk) {
+    owner = aligned(kChunk, kHugePage);
+    chunk = owner;
+    used = 0;
+  }
+  char* memory = owner.get() + used;
+  used += bytes;
+  return Memory(std::move(owner), memory);
+}
 
 double copy_nanoseconds(int64_t floats) {
   return static_cast<double>(floats) * sizeof(float) / 2;
@@ -56,19 +96,17 @@ void unpack_panel(const float* panel, int64_t first, int nr, const MutableView& 
 
 }  // namespace
 
-void PackedWeight::Free::operator()(float* memory) const { std::free(memory); }
-
 PackedWeight::Buffer PackedWeight::allocate(int64_t floats) {
   const size_t bytes = std::max<size_t>(static_cast<size_t>(floats) * sizeof(float), 1);
-  const size_t alignment = alignment_for(bytes);
   const size_t whole = (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
-  // aligned_alloc wants a multiple of the alignment; posix_memalign does not, which saves up to 2 MiB.
-  void* memory = nullptr;
-  if (posix_memalign(&memory, alignment, whole) != 0) throw std::bad_alloc();
-#if defined(__linux__)
-  if (alignment == kHugePage) madvise(memory, whole, MADV_HUGEPAGE);  // a wish: without it all works, slower
-#endif
-  return Buffer(static_cast<float*>(memory));
+  Memory memory;
+  if (whole >= kSmallestAlone) {
+    memory = aligned(whole, kHugePage);
+  } else {
+    memory = whole >= kSmallestShared ? shared(whole) : aligned(whole, kCacheLine);
+  }
+  float* data = reinterpret_cast<float*>(memory.get());
+  return Buffer(std::move(memory), data);
 }
 
 PackedWeight::PackedWeight(const GemmKernels& kernels, const ConstView& weight, const ConstView& bias)
@@ -89,7 +127,7 @@ PackedWeight::PackedWeight(const GemmKernels& kernels, const ConstView& weight, 
     pack_panel(weight, panel * kernels.nr, kernels.nr, data + panel * panel_floats);
   });
   for (int64_t i = 0; i < panels() * kernels.nr; ++i) {
-    bias_[i] = bias.empty() || i >= out_features_ ? 0.0f : bias.data[i * bias.strides[0]];
+    bias_.get()[i] = bias.empty() || i >= out_features_ ? 0.0f : bias.data[i * bias.strides[0]];
   }
 }
 

@@ -40,10 +40,7 @@ class PackedWeight {
   void unpack(const MutableView& weight) const;
 
  private:
-  struct Free {
-    void operator()(float* memory) const;
-  };
-  using Buffer = std::unique_ptr<float[], Free>;
+  using Buffer = std::shared_ptr<float>;  // or a part of memory that weights share
   static Buffer allocate(int64_t floats);
 
   const GemmKernels& kernels_;

@@ -200,7 +200,225 @@ const std::vector<Shape> kShapes = {
     {2, 2, false, {3, 0, 5, 120, 1, 60, 2}, {10, 7, 0, 4, 200, 0, 90}, true},
 };
 
+// ---- decoder step ------------------------------------------------------------------------------------------
+
+// A decoder block with what it holds of its hypotheses and of the memory.
+struct Decoding {
+  static constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 12, kSlots = 7, kCapacity = 300, kRows = 60;
+  static constexpr int64_t kQueries = kHeads * kDim, kKeys = kKvHeads * kDim;
+  Layer in_proj, out_proj, q_proj, memory_out, linear1, linear2, gate;
+  std::vector<Norm> norms;
+  std::vector<float> key, value, memory_key, memory_value;
+
+  explicit Decoding(Random& random)
+      : in_proj(random, kWidth, kQueries + 2 * kKeys, true),
+        out_proj(random, kQueries, kWidth, true),
+        q_proj(random, kWidth, kQueries, true),
+        memory_out(random, kQueries, kWidth, true),
+        linear1(random, kWidth, kHidden, true, Activation::kGelu),
+        linear2(random, kHidden, kWidth, true),
+        gate(random, kWidth, kHidden, false),
+        key(random.normals(kSlots * kCapacity * kKeys)),
+        value(random.normals(kSlots * kCapacity * kKeys)),
+        memory_key(random.normals(kRows * kKeys)),
+        memory_value(random.normals(kRows * kKeys)) {
+    for (int i = 0; i < 3; ++i) norms.emplace_back(random, kWidth);
+  }
+
+  DecoderBlock block(int flags) {
+    DecoderBlock block;
+    block.in_proj = &in_proj.packed;
+    block.out_proj = &out_proj.packed;
+    block.memory_q_proj = &q_proj.packed;
+    block.memory_out_proj = &memory_out.packed;
+    block.linear1 = &linear1.packed;
+    block.linear2 = &linear2.packed;
+    block.gate = flags & 2 ? &gate.packed : nullptr;
+    block.heads = kHeads;
+    block.kv_heads = kKvHeads;
+    if (flags & 2) block.scale = 0.2f;
+    block.norm_first = flags & 1;
+    for (int i = 0; i < 3; ++i) block.norms[i] = flags & 2 ? norms[i].rms() : norms[i].view(true);
+    block.key = {key.data(), {kSlots, kKvHeads, kCapacity, kDim}};
+    block.value = {value.data(), {kSlots, kKvHeads, kCapacity, kDim}};
+    block.memory_key = {memory_key.data(), {kKvHeads, kRows, kDim}};
+    block.memory_value = {memory_value.data(), {kKvHeads, kRows, kDim}};
+    return block;
+  }
+};
+
+// One query of all heads, in rows of `width` floats, over `count` keys of one slot or source.
+void attend_one(const float* query, const float* key, const float* value, int64_t head_stride, int64_t count,
+                const AttentionParams& params, float* out) {
+  using D = Decoding;
+  const auto keys = [&](const float* half) {
+    return ConstView(half, {1, D::kKvHeads, count, D::kDim}, {0, head_stride, D::kDim, 1});
+  };
+  scaled_dot_product_attention({query, {1, D::kHeads, 1, D::kDim}}, keys(key), keys(value),
+                               {out, {1, D::kHeads, 1, D::kDim}}, params);
+}
+
+// One position of every hypothesis through a block, by the public operations; writes its keys and values.
+std::vector<float> composed_step(Decoding& d, int flags, const DecoderStepParams& params,
+                                 std::vector<float> x) {
+  using D = Decoding;
+  const DecoderBlock block = d.block(flags);
+  const int64_t hypotheses = params.sources * params.beam_size;
+  const auto around = [&](int place, auto&& sublayer) {
+    const ConstView residual(x.data(), {hypotheses, kWidth});
+    if (block.norm_first) return sublayer(normalised(block.norms[place], x, kWidth), residual);
+    return normalised(block.norms[place], sublayer(x, residual), kWidth);
+  };
+  AttentionParams scores;
+  scores.scale = block.scale;
+  x = around(0, [&](const std::vector<float>& input, const ConstView& residual) {
+    const std::vector<float> rows = mapped(d.in_proj.packed, input);
+    std::vector<float> attended(static_cast<size_t>(hypotheses * D::kQueries));
+    AttentionParams own = scores;
+    own.relative_bias = params.relative_bias;
+    for (int64_t i = 0; i < hypotheses; ++i) {
+      const float* row = rows.data() + i * (D::kQueries + 2 * D::kKeys);
+      const int64_t slot = params.slots[i] * D::kKvHeads * D::kCapacity * D::kDim, held = params.lengths[i];
+      for (int64_t h = 0; h < D::kKvHeads; ++h) {
+        const int64_t at = slot + (h * D::kCapacity + held) * D::kDim;
+        std::copy_n(row + D::kQueries + h * D::kDim, D::kDim, d.key.begin() + at);
+        std::copy_n(row + D::kQueries + D::kKeys + h * D::kDim, D::kDim, d.value.begin() + at);
+      }
+      own.query_offset = held;
+      attend_one(row, d.key.data() + slot, d.value.data() + slot, D::kCapacity * D::kDim, held + 1, own,
+                 attended.data() + i * D::kQueries);
+    }
+    return mapped(d.out_proj.packed, attended, residual);
+  });
+  x = around(1, [&](const std::vector<float>& input, const ConstView& residual) {
+    const std::vector<float> rows = mapped(d.q_proj.packed, input);
+    std::vector<float> attended(rows.size());
+    for (int64_t i = 0; i < hypotheses; ++i) {
+      const int64_t source = i / params.beam_size, first = params.memory_starts[source] * D::kDim;
+      attend_one(rows.data() + i * D::kQueries, d.memory_key.data() + first, d.memory_value.data() + first,
+                 D::kRows * D::kDim, params.memory_lengths[source], scores,
+                 attended.data() + i * D::kQueries);
+    }
+    return mapped(d.memory_out.packed, attended, residual);
+  });
+  return around(2, [&](const std::vector<float>& input, const ConstView& residual) {
+    std::vector<float> hidden = mapped(d.linear1.packed, input);
+    if (block.gate != nullptr) {
+      const std::vector<float> factors = mapped(d.gate.packed, input);
+      for (size_t i = 0; i < hidden.size(); ++i) hidden[i] *= factors[i];
+    }
+    return mapped(d.linear2.packed, hidden, residual);
+  });
+}
+
 }  // namespace
+
+TEST(decoder_step_is_that_of_its_parts) {
+  const int64_t slots[] = {5, 0, 3, 6, 1, 2}, lengths[] = {0, 1, 17, 255, 256, 290};
+  const int64_t starts[] = {40, 3, 10}, memory_lengths[] = {20, 1, 0};
+  for (const int64_t sources : {1, 2, 3}) {
+    for (const int64_t beam_size : {1, 2}) {
+      for (int flags = 0; flags < 4; ++flags) {
+        for (const int threads : {1, 2, 5}) {
+          const Threads set(threads);
+          Random random(7);
+          std::vector<Decoding> blocks;
+          blocks.reserve(2);
+          for (int i = 0; i < 2; ++i) blocks.emplace_back(random);
+          const Norm last(random, kWidth);
+          const std::vector<float> bias = random.normals(Decoding::kHeads * 9);
+          const int64_t hypotheses = sources * beam_size;
+          const std::vector<float> x = random.normals(hypotheses * kWidth);
+          DecoderStepParams params;
+          params.sources = sources;
+          params.beam_size = beam_size;
+          params.slots = slots;
+          params.lengths = lengths;
+          params.memory_starts = starts;
+          params.memory_lengths = memory_lengths;
+          if (flags & 2) params.relative_bias = {bias.data(), {Decoding::kHeads, 9}};
+          if (flags & 1) params.norm = last.view(true);
+
+          std::vector<DecoderBlock> given;
+          for (Decoding& block : blocks) given.push_back(block.block(flags));
+          std::vector<float> got(x.size());
+          decoder_step(given.data(), 2, {x.data(), {hypotheses, kWidth}}, {got.data(), {hypotheses, kWidth}},
+                       params);
+          std::vector<std::vector<float>> keys, values;
+          std::vector<float> expected = x;
+          for (Decoding& block : blocks) {
+            keys.push_back(block.key);
+            values.push_back(block.value);
+            for (int64_t i = 0; i < hypotheses; ++i) {  // the reference has to write it again
+              for (int64_t h = 0; h < Decoding::kKvHeads; ++h) {
+                const int64_t row = (slots[i] * Decoding::kKvHeads + h) * Decoding::kCapacity + lengths[i];
+                std::fill_n(block.key.begin() + row * Decoding::kDim, Decoding::kDim, 0.0f);
+                std::fill_n(block.value.begin() + row * Decoding::kDim, Decoding::kDim, 0.0f);
+              }
+            }
+            expected = composed_step(block, flags, params, expected);
+          }
+          expected = normalised(params.norm, expected, kWidth);
+          const auto what = [&] { return concat(sources, " sources, ", beam_size, " beams, flags ", flags); };
+          CHECK(std::equal(got.begin(), got.end(), expected.begin(), test::same_bits), what());
+          for (int i = 0; i < 2; ++i) CHECK(blocks[i].key == keys[i] && blocks[i].value == values[i], what());
+        }
+      }
+    }
+  }
+}
+
+TEST(decoder_step_errors_and_copies) {
+  Random random(8);
+  Decoding decoding(random);
+  std::vector<float> x = random.normals(2 * kWidth), out(x.size());
+  const auto step = [&](auto change) {
+    int64_t slots[] = {0, 1}, lengths[] = {0, 4}, added[] = {1, 1}, start = 0, memory_length = 5;
+    DecoderBlock block = decoding.block(0);
+    DecoderStepParams params;
+    params.sources = 1;
+    params.beam_size = 2;
+    params.slots = slots;
+    params.lengths = lengths;
+    params.new_lengths = added;
+    params.memory_starts = &start;
+    params.memory_lengths = &memory_length;
+    change(block, params, slots, lengths, added, start);
+    decoder_step(&block, 1, {x.data(), {2, kWidth}}, {out.data(), {2, kWidth}}, params);
+  };
+  const auto fails = [&](auto change, const char* message) { CHECK_THROWS(step(change), message); };
+  fails([](auto& b, auto&...) { b.linear2 = nullptr; }, "a block needs all its maps");
+  fails([](auto& b, auto&...) { b.gate = b.out_proj; }, "gate must be 64 -> 600, got 48 -> 64");
+  fails([](auto& b, auto&...) { b.kv_heads = 3; }, "heads (4) must be a multiple of kv_heads (3)");
+  fails([](auto& b, auto&...) { b.key.shape[1] = 1; }, "key must be (slots, 2, any, 12)");
+  fails([](auto&, auto& p, auto&...) { p.beam_size = 3; }, "2 rows of x are not as many for each of 3");
+  fails([](auto&, auto&, auto& slots, auto&...) { slots[1] = 0; }, "slots must differ");
+  fails([](auto&, auto&, auto& slots, auto&...) { slots[1] = 7; }, "slots must differ and lie in 0 .. 6");
+  fails([](auto&, auto&, auto&, auto& lengths, auto&...) { lengths[1] = 300; },
+        "the cache is full: hypothesis 1 holds 300 of 300 positions");
+  fails([](auto&, auto&, auto&, auto&, auto& added, auto&...) { added[0] = 2; },
+        "new_lengths must be from 0 to 1");
+  fails([](auto&, auto&, auto&, auto&, auto&, auto& start) { start = 56; },
+        "source 0 has rows 56 to 61 of a");
+
+  const std::vector<float> before = decoding.value;
+  DecoderBlock block = decoding.block(0);
+  const int64_t from[] = {1, 1}, to[] = {0, 4}, lengths[] = {3, 300};
+  copy_slots(&block.key, &block.value, 1, from, to, lengths, 2);
+  constexpr int64_t kSlot = Decoding::kCapacity * Decoding::kKeys,
+                    kHead = Decoding::kCapacity * Decoding::kDim;
+  CHECK(std::equal(before.begin() + kSlot, before.begin() + 2 * kSlot, decoding.value.begin() + 4 * kSlot),
+        "all");
+  for (int64_t h = 0; h < Decoding::kKvHeads; ++h) {
+    const auto head = decoding.value.begin() + h * kHead;
+    CHECK(std::equal(head, head + 3 * Decoding::kDim, before.begin() + kSlot + h * kHead), "three positions");
+    CHECK(
+        std::equal(head + 3 * Decoding::kDim, head + kHead, before.begin() + h * kHead + 3 * Decoding::kDim),
+        "rest");
+  }
+  const int64_t wrong[] = {7, 1};
+  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, wrong, to, lengths, 2), "slots must lie in 0 .. 6");
+}
 
 TEST(attention_is_that_of_its_parts) {
   uint32_t seed = 1;

@@ -21,8 +21,10 @@ right after, so that child processes do not inherit it, and not touched when the
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 SPINS = "1000"
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -41,5 +43,17 @@ def short_spins() -> Iterator[None]:
         os.environ.pop("GOMP_SPINCOUNT", None)
 
 
+def _is_command() -> bool:
+    """Whether this process is the command: `fastmha`, or `python -m fastmha`."""
+    by_name = Path(sys.argv[0]).name == "fastmha" if sys.argv else False
+    return by_name or "-m fastmha" in " ".join(sys.orig_argv[1:])
+
+
 with short_spins():
-    import fastmha._core  # noqa: F401
+    try:
+        import fastmha._core  # noqa: F401
+    except ImportError as error:
+        # The command's own code comes later: this is the place where its user gets a line.
+        if not (str(error).startswith("FASTMHA_ISA") and _is_command()):
+            raise
+        sys.exit(f"fastmha: {error}")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 import fastmha as fm
 from fastmha.growing_file import GrowingFile
@@ -30,7 +31,9 @@ from fastmha.lines import utf8
 
 __all__ = [
     "STANDARD",
+    "Command",
     "Force",
+    "Group",
     "Restart",
     "Threads",
     "check_output",
@@ -51,6 +54,25 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output that exi
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew after an interruption.")]
 
 
+class _WithoutTypes:
+    """Help in which flags stand without a type: some versions of typer write <bool> behind them."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(_WithoutTypes, TyperCommand):
+    """One of the commands."""
+
+
+class Group(_WithoutTypes, TyperGroup):
+    """All of them."""
+
+
 def set_threads(threads: int | None) -> None:
     if threads is not None:
         fm.set_num_threads(threads)
@@ -66,10 +88,19 @@ def mistakes_as_one_line() -> Iterator[None]:
         # `| head` has what it wanted. Nothing may be flushed at exit, or Python complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
-    except (OSError, ValueError, TypeError, ModuleNotFoundError) as error:
+    except OSError as error:
+        fail(_in_words(error))
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _in_words(error: OSError) -> str:
+    """The file and what is wrong with it, without the number that str(error) begins with."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def fail(message: str) -> None:

@@ -15,7 +15,7 @@ import typer
 
 import fastmha as fm
 from fastmha.attend_page import MOST_WEIGHTS, attend_page, encoder_page
-from fastmha.command_tools import Threads, fail, mistakes_as_one_line, set_threads
+from fastmha.command_tools import Command, Group, Threads, fail, mistakes_as_one_line, set_threads
 from fastmha.embed_command import embed
 from fastmha.encoder_model import EncoderModel
 from fastmha.models import demo_model_path
@@ -31,6 +31,7 @@ from fastmha.translate_command import (
 
 app = typer.Typer(
     name="fastmha",
+    cls=Group,
     help="Transformers on CPUs: translate, embed, look at the attention, inspect this build.",
     no_args_is_help=True,
     add_completion=False,
@@ -57,11 +58,11 @@ def main(
     pass
 
 
-app.command()(translate)
-app.command()(embed)
+app.command(cls=Command)(translate)
+app.command(cls=Command)(embed)
 
 
-@app.command()
+@app.command(cls=Command)
 def attend(
     text: Annotated[
         str, typer.Argument(help="The sentence to translate or encode.", show_default=False)
@@ -109,7 +110,7 @@ def attend(
         print(f"{maps.translation}\n{output}")
 
 
-@app.command()
+@app.command(cls=Command)
 def info() -> None:
     """Print the facts of this build: version, compiler, instruction sets, threads, OpenMP."""
     with mistakes_as_one_line():
@@ -128,9 +129,11 @@ def info() -> None:
             print(f"{name:<15}{value}")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 def bench(context: typer.Context) -> None:
-    """Measure fastmha beside NumPy, PyTorch, ONNX Runtime and OpenVINO: what is installed of them.
+    """Measure fastmha beside its rivals, NumPy and PyTorch among them: what is installed.
 
       fastmha bench --suite attention --quick
 

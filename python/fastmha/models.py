@@ -48,6 +48,8 @@ def load(path: str | os.PathLike[str], dtype: Float32Type = "float32") -> Any:
         brings them.
     FileNotFoundError
         The directory or one of its files does not exist; weights in pickles are not opened.
+    TypeError
+        `path` is no path.
     ValueError
         An unknown model type or dtype, a broken file, weights that do not fit the config, a field
         of the config that asks for what is not done here.
@@ -66,6 +68,8 @@ def load(path: str | os.PathLike[str], dtype: Float32Type = "float32") -> Any:
     """
     if not is_float32(dtype):
         raise ValueError(f"load: dtype must be 'float32', got {dtype!r}")
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load: path must be a str or a path, got {type(path).__name__}")
     directory = Path(path)
     if not directory.is_dir():
         raise FileNotFoundError(f"load: {directory} is not a directory with a checkpoint")

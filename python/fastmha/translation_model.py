@@ -507,8 +507,10 @@ class TranslationModel:
         max_new_tokens: int | None = None,
         src_lang: str | None = None,
         tgt_lang: str | None = None,
+        **settings: Any,
     ) -> AttentionMaps:
-        """Translate one sentence and return the weights of every head of every layer.
+        """Translate one sentence, as :meth:`translate` does, and return the weights of every head
+        of every layer.
 
         Raises
         ------
@@ -518,11 +520,11 @@ class TranslationModel:
         check_text("attention: text", text)
         if not text.strip():
             raise ValueError("attention: the text is blank")
-        settings = self._settings(beam_size, max_new_tokens, tgt_lang, 1, {})
+        made = self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings)
         (source,) = self.encode_texts([text], src_lang=src_lang, tgt_lang=tgt_lang)
-        ((target, *_),) = generate(self.network, [source], settings)
+        ((target, *_),) = generate(self.network, [source], made)
         # the decoder reads the start token and what it wrote, as far as it has positions
-        read = np.concatenate([[settings.decoder_start_token_id], target.ids])
+        read = np.concatenate([[made.decoder_start_token_id], target.ids])
         read = read[: self.network.max_target_length]
         encoder, decoder, cross = self.network.attention_weights(source, read)
         return AttentionMaps(
@@ -792,7 +794,12 @@ class TranslationModel:
             )
 
     def __repr__(self) -> str:
-        return f"TranslationModel({self.network!r})"
+        name = type(self.config).__name__.removesuffix("Config")
+        encoder, decoder = self.network.encoder.layers, self.network.decoder.layers
+        return (
+            f"TranslationModel({name}, {self.network.vocab_size} tokens, "
+            f"d_model={self.network.d_model}, {len(encoder)} + {len(decoder)} blocks)"
+        )
 
 
 class _Reader:

@@ -2,6 +2,7 @@
 
 networks    what encoders are built from
 seq2seq     what encoder-decoders are built from
+distances   biases by distance
 settings    which fields of config.json are understood
 family      config.json and *.safetensors -> a network with its weights
 bert ...    one family of encoders each

@@ -1,16 +1,14 @@
 """MPNet (Song et al., https://arxiv.org/abs/2004.09297): RoBERTa's positions, and a bias on every
 score that depends on how far key and query are apart."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from fastmha._types import Float32, Int64
+from fastmha._types import Float32
 from fastmha.families import bert
+from fastmha.families.distances import DistanceBias
 from fastmha.families.family import Family, Names
-from fastmha.families.networks import AbsoluteEncoder, Embeddings, Table, encoder_blocks
+from fastmha.families.networks import AbsoluteEncoder, Embeddings, encoder_blocks
 from fastmha.families.settings import named_activation
 from fastmha.nn.module import Module, check_size
 
@@ -55,32 +53,14 @@ class MPNet(AbsoluteEncoder):
             config.layer_norm_eps,
         )
         super().__init__(embeddings, blocks, padding_id=PADDING_ID)
-        self.bias = Table(BUCKETS, config.num_attention_heads)
+        self.bias = DistanceBias(BUCKETS, config.num_attention_heads, FURTHEST, both_sides=True)
 
     def _children(self) -> Iterator[tuple[str, Module]]:
         yield from super()._children()
         yield "bias", self.bias
 
     def _relative_bias(self) -> Float32:
-        distances = np.arange(-FURTHEST, FURTHEST + 1)
-        return np.ascontiguousarray(self.bias.weight[buckets(distances)].T)
-
-
-def buckets(distances: Int64) -> Int64:
-    """The row of the bias for a key that is `distances` places after its query.
-
-    Half of the rows are for keys before the query and half for those after it; the near half of
-    each for single distances, the rest for ranges that grow, up to FURTHEST.
-    """
-    half = BUCKETS // 2
-    single = half // 2
-    away = np.abs(distances)
-    # float32 and in this order: where a range ends depends on the rounding
-    spread = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(single))
-    spread = spread / np.float32(math.log(FURTHEST / single)) * np.float32(half - single)
-    ranges = np.minimum(single + spread.astype(np.int64), half - 1)
-    found: Int64 = np.where(away < single, away, ranges) + np.where(distances > 0, half, 0)
-    return found
+        return self.bias.by_distance
 
 
 LAYER: Names = {

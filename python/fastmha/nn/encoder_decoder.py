@@ -8,19 +8,21 @@ Sources join behind those present and leave from anywhere; what a source gets do
 else is present.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastmha._types import Float32, Int64
+from fastmha._types import Float32, Int64, Integers
 from fastmha.nn.blocks import Decoder, Encoder
 from fastmha.nn.layers import Linear
 from fastmha.nn.module import Module, check_size
 from fastmha.nn.ragged import as_integers, check_cu_seqlens
 
 __all__ = ["EncoderDecoder", "Generation", "Hypotheses"]
+
+Lengths = Integers | Sequence[int]
 
 
 class Hypotheses(Protocol):
@@ -82,9 +84,7 @@ class EncoderDecoder(Module):
         ValueError
             An empty source, one that is too long, an id outside the vocabulary.
         """
-        ids, bounds = _checked("encode", "source", ids, cu_seqlens, self.source_vocab_size)
-        _check_longest("encode", "source", bounds, self.max_source_length)
-        return self._encode(ids, bounds)
+        return self._encode(*self._source("encode", ids, cu_seqlens))
 
     def start(self, sources: int, capacity: int, *, beam_size: int = 1) -> Hypotheses:
         """Room for the hypotheses of at most `sources` sources at a time, `beam_size` each, which
@@ -125,8 +125,7 @@ class EncoderDecoder(Module):
             An empty target, one that is too long, an id outside the vocabulary, another number of
             targets than sources.
         """
-        ids, bounds = _checked("target_logits", "target", target_ids, cu_seqlens, self.vocab_size)
-        _check_longest("target_logits", "target", bounds, self.max_target_length)
+        ids, bounds = self._target("target_logits", target_ids, cu_seqlens)
         lonely = len(ids) == len(bounds) - 1 and self.max_target_length != 1
         if lonely:
             # Only single tokens: attention would take its way for single queries, which rounds in
@@ -141,6 +140,43 @@ class EncoderDecoder(Module):
             memory_cu_seqlens=memory_cu_seqlens,
         )
         return self._logits(x[::2].copy() if lonely else x)
+
+    def attention_weights(
+        self, source: Int64, target: Int64
+    ) -> tuple[list[Float32], list[Float32], list[Float32]]:
+        """Of one source and what its target reads, per layer: encoder (heads, S, S), decoder
+        (heads, T, T), decoder to encoder (heads, T, S).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for :meth:`encode` and :meth:`target_logits`.
+        """
+        operation = "attention_weights"
+        ids, bounds = self._source(operation, source, [0, len(source)])
+        target_ids, _ = self._target(operation, target, [0, len(target)])
+        encoder_bias, decoder_bias = self._biases()
+        x = self._embed_source(ids, bounds)
+        memory, encoder = self.encoder(x[None], relative_bias=encoder_bias, return_weights=True)
+        x = self._embed_target(target_ids, np.arange(len(target_ids)))
+        _, decoder = self.decoder(x[None], memory, relative_bias=decoder_bias, return_weights=True)
+        return (
+            [weights[0] for weights in encoder],
+            [own[0] for own, _ in decoder],
+            [cross[0] for _, cross in decoder],
+        )
+
+    def _source(self, operation: str, ids: Int64, cu_seqlens: Lengths) -> tuple[Int64, Int64]:
+        """Ids and bounds of sources, checked."""
+        ids, bounds = _checked(operation, "source", ids, cu_seqlens, self.source_vocab_size)
+        _check_longest(operation, "source", bounds, self.max_source_length)
+        return ids, bounds
+
+    def _target(self, operation: str, ids: Int64, cu_seqlens: Lengths) -> tuple[Int64, Int64]:
+        """Ids and bounds of targets, checked."""
+        ids, bounds = _checked(operation, "target", ids, cu_seqlens, self.vocab_size)
+        _check_longest(operation, "target", bounds, self.max_target_length)
+        return ids, bounds
 
     def _encode(self, ids: Int64, cu_seqlens: Int64) -> Float32:
         x: Float32 = self.encoder(
@@ -211,7 +247,7 @@ class Generation:
 
 
 def _checked(
-    operation: str, what: str, ids: Int64, cu_seqlens: Int64, vocab_size: int
+    operation: str, what: str, ids: Int64, cu_seqlens: Lengths, vocab_size: int
 ) -> tuple[Int64, Int64]:
     """Ids and bounds of sequences that hold something, within the vocabulary."""
     ids = as_integers(ids, f"{operation}: {what} ids").astype(np.int64, copy=False)

@@ -1,0 +1,251 @@
+"""fastmha translate with checkpoints, as users run it: files and pipes, interruptions, languages,
+n-best, mistakes. (What it does with the model that comes along is in test_cli.py.)"""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import fastmha as fm
+import pytest
+from pieces import Models, made_up_lines, write_tokenizer
+from seq2seq_checkpoints import write_checkpoint
+
+# short targets, so that thousands of lines take a second
+SHORT = {"max_length": 8, "no_repeat_ngram_size": 2}
+
+
+def make(directory, family, model_type, trained, **tokens):
+    size = write_tokenizer(directory, family, trained)
+    tokens = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, **tokens}
+    write_checkpoint(directory, model_type, vocab_size=size, **tokens)
+    file = directory / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | SHORT))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return Models(tmp_path_factory.mktemp("pieces"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, trained):
+    directory = tmp_path_factory.mktemp("t5")
+    return make(directory, "t5", "t5", trained, pad_token_id=0, decoder_start_token_id=0)
+
+
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory, trained):
+    return make(tmp_path_factory.mktemp("m2m"), "m2m_100", "m2m_100", trained)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return fm.load(checkpoint)
+
+
+def varied(count):
+    texts = made_up_lines(count, seed=9)
+    texts[3::50] = [""] * len(texts[3::50])
+    return texts
+
+
+def write_lines(path, texts):
+    path.write_text("".join(f"{text}\n" for text in texts), "utf-8")
+    return path
+
+
+def command(*args):
+    return [sys.executable, "-m", "fastmha.cli", "translate", *map(str, args)]
+
+
+def run(*args, stdin="", expect=0):
+    result = subprocess.run(command(*args), input=stdin.encode(), capture_output=True, timeout=120)
+    out, err = result.stdout.decode(), result.stderr.decode()
+    assert result.returncode == expect, f"status {result.returncode}\n{out}\n{err}"
+    assert "Traceback" not in err
+    return out, err
+
+
+def as_lines(texts):
+    return "".join(f"{text}\n" for text in texts)
+
+
+# ---- what comes out -----------------------------------------------------------------------------
+
+
+def test_files_and_pipes(tmp_path, checkpoint, model):
+    texts = varied(300)
+    source, out = write_lines(tmp_path / "texts.txt", texts), tmp_path / "out.txt"
+    expected = as_lines(model.translate(texts))
+    assert run("--model", checkpoint, "-f", source) == (expected, "")
+    arguments = ("--model", checkpoint, "-o", out, "--batch", 7, "--threads", 1)
+    assert run(*arguments, stdin=source.read_text()) == ("", "")
+    assert out.read_text("utf-8") == expected
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.txt", "texts.txt"]
+    assert "out.txt exists; --force replaces it" in run(*arguments, expect=1)[1]
+    expected = as_lines(model.translate(texts[:9], beam_size=3, max_new_tokens=4))
+    options = ("--beam", 3, "--max-new-tokens", 4, "--force")
+    run(*arguments, *options, stdin=as_lines(texts[:9]))
+    assert out.read_text("utf-8") == expected
+
+
+def test_n_best_and_scores(checkpoint, model):
+    texts = ["kalo mine", "", "tura shi"]
+    expected = list(model.n_best_stream(texts, 3, beam_size=4))
+    rows = [translation for best in expected for translation in best]
+    arguments = ("--model", checkpoint, "--n-best", 3, "--beam", 4)
+    out = run(*arguments, stdin=as_lines(texts))[0]
+    assert out == as_lines(translation.text for translation in rows)
+    out = run(*arguments, "--scores", stdin=as_lines(texts))[0]
+    assert out == as_lines(f"{translation.score:.6g}\t{translation.text}" for translation in rows)
+    out = run("--model", checkpoint, "--scores", "kalo mine")[0]
+    score, text = out.rstrip("\n").split("\t")
+    assert float(score) < 0
+    assert text == model.translate(["kalo mine"])[0]
+    err = run(*arguments[:-1], 2, "kalo", expect=1)[1]
+    assert "--n-best (3) must be at most --beam (2)" in err
+
+
+def test_languages(multilingual):
+    model = fm.load(multilingual)
+    languages = ("--src-lang", "fr", "--tgt-lang", "de")
+    out = run("--model", multilingual, *languages, "kalo mine")[0]
+    assert out == as_lines(model.translate(["kalo mine"], src_lang="fr", tgt_lang="de"))
+    assert out != run("--model", multilingual, *languages[:-1], "zu", "kalo mine")[0]
+    for arguments, message in (
+        ((), "tgt_lang must say the language of the translation, one of af, am"),
+        (("--tgt-lang", "xx"), r"tgt_lang must be one of af, am, .*; got 'xx'"),
+        (("--tgt-lang", "de", "--src-lang", "xx"), "src_lang must be one of"),
+    ):
+        err = run("--model", multilingual, *arguments, "kalo", expect=1)[1]
+        assert re.search(message, err)
+        assert err.count("\n") == 1
+
+
+def test_attend(tmp_path, multilingual):
+    file = tmp_path / "page.html"
+    arguments = ["attend", "--model", str(multilingual), "--tgt-lang", "de", "kalo", "-o", file]
+    result = subprocess.run(
+        [sys.executable, "-m", "fastmha.cli", *arguments], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"\n{file}\n")
+    text = file.read_text("utf-8")
+    assert '"__de__"' in text
+    assert "Decoder to encoder" in text
+
+
+def test_progress_with_rate_and_time_left(tmp_path, checkpoint):
+    source = write_lines(tmp_path / "texts.txt", varied(700))
+    master, slave = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    arguments = command("--model", checkpoint, "-f", source, "-o", tmp_path / "out.txt")
+    subprocess.run(arguments, stderr=slave, env=environment, check=True)
+    os.close(slave)
+    seen = b""
+    try:
+        while part := os.read(master, 65536):
+            seen += part
+    except OSError:
+        pass  # the other end is closed
+    os.close(master)
+    for word in ("translating", "/700", "lines/s", "left"):
+        assert word in seen.decode()
+
+
+# ---- interruptions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted(tmp_path, checkpoint, model, stop):
+    """No line is lost or there twice, and the file is what it is without a stop."""
+    texts = varied(12000)
+    source, out = write_lines(tmp_path / "texts.txt", texts), tmp_path / "out.txt"
+    state = tmp_path / "out.txt.partial.json"
+    # A job in the background of a shell ignores SIGINT, and so do its children: not this one.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        command("--model", checkpoint, "-o", out, "--batch", 2),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    signal.signal(signal.SIGINT, ours)
+
+    def rows_kept():
+        return json.loads(state.read_text())["rows"] if state.exists() else 0
+
+    # lines come until some are kept; it waits for more, and cannot end before the signal
+    for first in range(0, len(texts) - 100, 100):
+        process.stdin.write(as_lines(texts[first : first + 100]))
+        process.stdin.flush()
+        time.sleep(0.02)
+        if rows_kept():
+            break
+    process.send_signal(stop)
+    assert process.wait(timeout=60) == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    process.stdin.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    rows = rows_kept()
+    assert 0 < rows < len(texts)
+    if stop == signal.SIGINT:
+        assert f"stopped; {rows} rows are kept" in err
+    with out.with_name("out.txt.partial").open("ab") as partial:
+        partial.write(b"half a li")  # as if it had been stopped while it wrote
+    _, err = run("--model", checkpoint, "-f", source, "-o", out)
+    assert f"going on after {rows} rows" in err
+    assert out.read_text("utf-8") == as_lines(model.translate(texts))
+    assert not state.exists()
+
+
+def test_what_is_before_a_mistake_is_kept(tmp_path, checkpoint, model):
+    """And the line that is wrong has its number when the job goes on, too."""
+    source, out = tmp_path / "texts.txt", tmp_path / "out.txt"
+    source.write_bytes(b"kalo\n\nmine\n\xff\n")
+    arguments = ("--model", checkpoint, "-f", source, "-o", out)
+    for _ in range(2):
+        err = run(*arguments, expect=1)[1]
+        assert "line 4: not UTF-8" in err
+    assert "going on after 3 rows" in err
+    write_lines(source, ["kalo", "", "mine", "tura"])
+    run(*arguments)
+    assert out.read_text("utf-8") == as_lines(model.translate(["kalo", "", "mine", "tura"]))
+
+
+def test_lines_that_are_too_long(tmp_path, multilingual):
+    source, out = tmp_path / "texts.txt", tmp_path / "out.txt"
+    write_lines(source, ["kalo", "", "mine tura " * 60, "ka"])
+    arguments = ("--model", multilingual, "--tgt-lang", "de", "-f", source, "-o", out)
+    for _ in range(2):
+        err = run(*arguments, expect=1)[1]
+        assert re.search(r"line 3: \d+ tokens, the model has 96 positions; split it", err)
+    assert "with other settings" in run(*arguments, "--truncate", expect=1)[1]
+    run(*arguments, "--truncate", "--restart")
+    assert len(out.read_text("utf-8").splitlines()) == 4
+
+
+def test_a_job_goes_on_with_the_same_input_and_model_only(tmp_path, checkpoint, multilingual):
+    source, out = tmp_path / "texts.txt", tmp_path / "out.txt"
+    source.write_bytes(b"kalo\nmine\ntura\n\xff\n")
+    arguments = ("--model", checkpoint, "-f", source, "-o", out)
+    run(*arguments, expect=1)
+    other = ("--model", multilingual, "--tgt-lang", "de", "-f", source, "-o", out)
+    for changed, message in (
+        (other, "made by another model"),
+        ((*arguments, "--beam", 2), "with other settings"),
+        ((*arguments, "--scores"), "with other settings"),
+        ((*arguments, "--max-new-tokens", 3), "with other settings"),
+    ):
+        assert message in run(*changed, expect=1)[1]
+    write_lines(source, ["kalo", "tura", "mine"])
+    assert "the first 3 texts are not those" in run(*arguments, expect=1)[1]
+    # neither the batch nor the threads are settings that a result depends on
+    write_lines(source, ["kalo", "mine", "tura", "shi"])
+    assert "going on after 3 rows" in run(*arguments, "--batch", 1, "--threads", 1)[1]
