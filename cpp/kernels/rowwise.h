@@ -7,8 +7,8 @@
 
 namespace fastmha {
 
-// Where the rows of a whole call are, which decides what is prefetched and how results are stored. The bits of
-// results never depend on it.
+// Where the rows of a whole call are, which decides what is prefetched and how results are stored. The bits
+// of results never depend on it.
 enum class Rows {
   kCache,   // L1 and L2: a prefetch would only take time
   kL3,      // to be prefetched

@@ -38,8 +38,8 @@ struct Vec {
   // Past the caches; p must be a multiple of the vector's size. See stream_fence.
   FASTMHA_INLINE void stream(float* p) const { _mm512_stream_ps(p, reg); }
   // The same for p a multiple of 16 bytes. Quarters of a line
-  // are joined again on their way (NumPy's large arrays begin 16 bytes into a line): copying through a buffer so that
-  // all stores are whole lines took 0.70 ms for a call that takes 0.63 so.
+  // are joined again on their way (NumPy's large arrays begin 16 bytes into a line): copying through a buffer
+  // so that all stores are whole lines took 0.70 ms for a call that takes 0.63 so.
   FASTMHA_INLINE void stream_unaligned(float* p) const {
     if (reinterpret_cast<uintptr_t>(p) % 64 == 0) {
       _mm512_stream_ps(p, reg);

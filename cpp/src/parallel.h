@@ -49,10 +49,10 @@ void parallel_for(int64_t tasks, int threads, Body&& body, TaskOrder order = Tas
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// ---- steps that all threads take together --------------------------------------------------------------------------
+// ---- steps that all threads take together -----------------------------------------------------------------
 
-// The threads of one parallel region, which go through the same steps side by side: a barrier costs 0.3 us, a region
-// of its own 1.2 us. Every thread has a Team of its own and calls the same methods in the same order.
+// The threads of one parallel region, which go through the same steps side by side: a barrier costs 0.3 us, a
+// region of its own 1.2 us. Every thread has a Team of its own and calls the same methods in the same order.
 class Team {
  public:
   static constexpr int kMostShares = 64;
@@ -68,8 +68,8 @@ class Team {
   Team(Shares& shares, int thread, int threads) : shares_(shares), thread_(thread), threads_(threads) {}
 
   int thread() const { return thread_; }
-  // body(task) for every task in [0, tasks), in runs as TaskOrder::kRuns has them. Returns when all are done. body
-  // must not throw and must not allocate.
+  // body(task) for every task in [0, tasks), in runs as TaskOrder::kRuns has them. Returns when all are done.
+  // body must not throw and must not allocate.
   template <class Body>
   void each(int64_t tasks, Body&& body) {
     if (threads_ == 1) {

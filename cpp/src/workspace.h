@@ -11,14 +11,16 @@ namespace fastmha {
 // calls neither allocate nor page-fault; release_scratch frees it. None grows with q_len x kv_len; per
 // thread:
 //
-//   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim; shared by all threads: a
-//                         relative bias, per head a float for each distance that occurs
+//   attention panels      50 KB at 64 + 64 features, AVX-512; grows with head_dim + value_dim; shared by all
+//                         threads: a relative bias, per head a float for each distance that occurs
 //   short sequences       22 KB
-//   decoding              a piece's scores, some KB; shared by all threads: (2 + value_dim) floats per head and
-//                         256 keys
+//   decoding              a piece's scores, some KB; shared by all threads: (2 + value_dim) floats per head
+//                         and 256 keys
 //   linear                a copy of up to 512 KiB of rows, where their stride shares cache sets
-//   sub-layers            768 KiB in slices of rows, up to 8 MiB where a slice is one sequence; a sequence that
-//                         needs more has its projected rows in one lease of their own
+//   top_k                 16 bytes per 1024 columns; shared: 16 for 8192 columns of a row, and 8 k for each
+//                         part of a row
+//   sub-layers            768 KiB in slices of rows, up to 8 MiB where a slice is one sequence; a sequence
+//                         that needs more has its projected rows in one lease of their own
 //
 // Taken before a parallel region; slices are written first by the thread that uses them, which places their
 // pages on its NUMA node for as long as the buffer does not grow (the same thread numbers stay on the same
