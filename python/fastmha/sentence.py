@@ -173,17 +173,31 @@ def pool(states: Float32, cu_seqlens: Int64, modes: Sequence[str]) -> Float32:
         if mode == "lasttoken":
             return states[cu_seqlens[1:] - 1]
         if mode == "max":
-            return np.maximum.reduceat(states, starts, axis=0)
+            return reduced(np.maximum, states, cu_seqlens)
         if mode == "weightedmean":
             place = np.arange(1, len(states) + 1) - np.repeat(starts, np.diff(cu_seqlens))
             weights = place.astype(np.float32)[:, None]
-            return np.add.reduceat(states * weights, starts, axis=0) / (lengths * (lengths + 1) / 2)
-        total = np.add.reduceat(states, starts, axis=0)
+            total = reduced(np.add, states * weights, cu_seqlens)
+            return total / (lengths * (lengths + 1) / 2)
+        total = reduced(np.add, states, cu_seqlens)
         return total / (np.sqrt(lengths) if mode == "mean_sqrt_len_tokens" else lengths)
 
     pooled = [one(mode) for mode in modes]
     result: Float32 = pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
     return result
+
+
+def reduced(operation: np.ufunc, rows: Float32, cu_seqlens: Int64) -> Float32:
+    """One row for each sequence: all of its rows added up, or the like, from the first to the last.
+
+    One by one: ufunc.reduceat, which takes all at once, goes through memory an element at a time
+    (4,096 rows 384 wide: 1.8 ms instead of 0.16, 1% of such a batch of all-MiniLM-L6-v2).
+    """
+    found = np.empty((len(cu_seqlens) - 1, rows.shape[1]), np.float32)
+    bounds = cu_seqlens.tolist()
+    for n, row in enumerate(found):
+        operation.reduce(rows[bounds[n] : bounds[n + 1]], axis=0, out=row)
+    return found
 
 
 def normalized(rows: Float32) -> Float32:
