@@ -136,10 +136,11 @@ void dot_block(const float* queries, int64_t query_stride, Rows keys, int rows, 
 void dots(const float* queries, int64_t query_stride, int64_t heads, Rows keys, int64_t count, int64_t size,
           Rows after, float scale, float* score) {
   constexpr int kMost = kLanes / 4, kHalf = kMost >= 4 ? 2 : 1;  // heads that share a row's load
+  const int64_t ahead = smaller(kAhead, count);  // few keys: their values, and no rows that nobody reads
   for (int64_t at = 0; at < count; at += kBlock) {
     const int rows = static_cast<int>(smaller(kBlock, count - at));
     const Rows block = keys.from(at);
-    const Rows next = at + kAhead < count ? keys.from(at + kAhead) : after.from(at + kAhead - count);
+    const Rows next = at + ahead < count ? keys.from(at + ahead) : after.from(at + ahead - count);
     for (int64_t h = 0; h < heads;) {
       const int64_t left = heads - h;
       const auto some = left >= kMost ? dot_block<kMost> : left >= kHalf ? dot_block<kHalf> : dot_block<1>;

@@ -14,6 +14,7 @@
 #include "packed_weight.h"
 #include "parallel.h"
 #include "rows.h"
+#include "sizes.h"
 #include "sublayer.h"
 #include "workspace.h"
 
@@ -27,7 +28,7 @@ constexpr int64_t kOwnRows = 4;
 // Weights that are used once come from memory or a cache at about this rate, bytes per ns and core.
 constexpr double kStreamBytes = 20;
 
-int64_t line_floats(int64_t floats) { return (floats + 15) / 16 * 16; }
+int64_t line_floats(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 // ---- a call ------------------------------------------------------------------------------------------------
 
@@ -135,6 +136,8 @@ class Run {
   ConstView around(Team& team, const Block& block, int place, const ConstView& x, Sublayer&& sublayer) const;
   ConstView normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
                        const MutableView& out) const;
+  GemmBlock product(const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
+                    const MutableView& out, const ConstView& residual, const LinearTask& task) const;
   void linear(Team& team, const Block& block, MapName name, const ConstView& x, const MutableView& out,
               const ConstView& residual) const;
   void hidden_rows(Team& team, const Block& block, const ConstView& x) const;
@@ -154,6 +157,7 @@ class Run {
   const Scratch& sizes_;
   const Workspace& scratch_;
   int64_t first_hypothesis_, hypotheses_, length_, rows_;
+  bool far_weights_ = false;  // those of all blocks find no room in L3 until the next step
   const int64_t *slots_, *lengths_, *memory_starts_, *memory_lengths_;
   std::vector<int64_t> key_lengths_;
   MutableView stream_, staged_;
@@ -191,6 +195,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
   hidden_ = take(sizes.hidden);
   gate_ = take(sizes.gate);
 
+  size_t bytes = 0;
   blocks_.reserve(static_cast<size_t>(call.count));
   for (int64_t i = 0; i < call.count; ++i) {
     blocks_.push_back({call.blocks[i], Maps(call.blocks[i]), {}, {}, {}});
@@ -201,6 +206,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
                          blocks_[i - 1].maps.out(map) == block.maps.out(map);
       block.plans[name] = alike ? blocks_[i - 1].plans[name] : plan_map(block.maps, map, threads);
     }
+    for (const LinearLayer& map : block.maps.at) bytes += map.weight.nbytes();
     block.self = plan_self(block);
     block.memory = plan_memory(block);
     if (sizes.relative == 0) continue;
@@ -211,6 +217,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
       block.self.relative_row_floats = blocks_[0].self.relative_row_floats;
     }
   }
+  far_weights_ = bytes > static_cast<size_t>(kL3Bytes);
 }
 
 LinearPlan Run::plan_map(const Maps& maps, MapName name, int threads) const {
@@ -218,7 +225,7 @@ LinearPlan Run::plan_map(const Maps& maps, MapName name, int threads) const {
   const GemmKernels& kernels = maps.at[name].weight.kernels();
   LinearPlan plan = plan_linear(kernels, rows_, sizes_.stream, maps.in(name), maps.out(name));
   if (threads > 1 && plan.tasks() < threads) {
-    const int64_t groups = (plan.columns + plan.group - 1) / plan.group;
+    const int64_t groups = ceil_div(plan.columns, plan.group);
     plan.column_blocks = std::min(groups, kTasksPerThread * threads);
   }
   return plan;
@@ -317,13 +324,20 @@ ConstView Run::normalised(Team& team, const SublayerNorm& norm, const ConstView&
   return out;
 }
 
+GemmBlock Run::product(const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
+                       const MutableView& out, const ConstView& residual, const LinearTask& task) const {
+  GemmBlock block = gemm_block(layer.weight, layer.activation, x, out, residual, task);
+  block.far_weight = far_weights_;
+  if (plan.row_blocks > 1) block.weight_end = nullptr;  // as in run_linear
+  return block;
+}
+
 void Run::linear(Team& team, const Block& block, MapName name, const ConstView& x, const MutableView& out,
                  const ConstView& residual) const {
   const LinearLayer& layer = block.maps.at[name];
   const LinearPlan& plan = block.plans[name];
   team.each(plan.tasks(), [&](int64_t task) {
-    layer.weight.kernels().block(
-        gemm_block(layer.weight, layer.activation, x, out, residual, plan.task(task)));
+    layer.weight.kernels().block(product(layer, plan, x, out, residual, plan.task(task)));
   });
 }
 
@@ -336,13 +350,13 @@ void Run::hidden_rows(Team& team, const Block& block, const ConstView& x) const 
   team.each(plan.tasks(), [&](int64_t task) {
     const LinearTask part = plan.task(task);
     const GemmKernels& kernels = layer.weight.kernels();
-    const GemmBlock product = gemm_block(layer.weight, layer.activation, x, hidden, {}, part);
-    kernels.block(product);
+    const GemmBlock rows = product(layer, plan, x, hidden, {}, part);
+    kernels.block(rows);
     if (block.given.gate == nullptr) return;
-    const GemmBlock factor = gemm_block(gate.weight, gate.activation, x, factors, {}, part);
+    const GemmBlock factor = product(gate, plan, x, factors, {}, part);
     kernels.block(factor);
     active_isa().rowwise->multiply(
-        {factor.out, factor.out_stride, product.out, product.out_stride, part.rows, part.columns});
+        {factor.out, factor.out_stride, rows.out, rows.out_stride, part.rows, part.columns});
   });
 }
 
@@ -371,7 +385,7 @@ void decode(const AttentionHead* heads, int64_t count, float* scratch) {
   float* const total = scratch;
   float* const piece = total + line_floats(count * stride);
   float* const rest = piece + line_floats(count * stride);
-  const int64_t pieces = (heads[0].kv_len + kernels.split - 1) / kernels.split;
+  const int64_t pieces = ceil_div(heads[0].kv_len, kernels.split);
   kernels.piece({heads, count}, 0, total, rest);
   for (int64_t index = 1; index < pieces; ++index) {
     kernels.piece({heads, count}, index, piece, rest);

@@ -12,6 +12,7 @@ A hypothesis that continues another one takes over its slot. Only where two cont
 does a slot get copied. Sources that leave leave gaps, which are closed when room is needed.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,12 +36,20 @@ class BlockStore:
 
     __slots__ = ("key", "memory_key", "memory_value", "value")
 
-    def __init__(self, slots: int, kv_heads: int, capacity: int, head_dim: int) -> None:
-        # zeros, not empty: the memory comes from the kernel page by page, when it is first written
-        self.key = np.zeros((slots, kv_heads, capacity, head_dim), np.float32)
-        self.value = np.zeros((slots, kv_heads, capacity, head_dim), np.float32)
-        self.memory_key = np.zeros((1, kv_heads, 0, head_dim), np.float32)
-        self.memory_value = np.zeros((1, kv_heads, 0, head_dim), np.float32)
+    def __init__(self, key: Float32, value: Float32) -> None:
+        self.key, self.value = key, value
+        self.memory_key = np.zeros((1, key.shape[1], 0, key.shape[3]), np.float32)
+        self.memory_value = np.zeros((1, key.shape[1], 0, key.shape[3]), np.float32)
+
+
+def keys_and_values(shapes: Sequence[tuple[int, ...]]) -> list[tuple[Float32, Float32]]:
+    """Arrays for the keys and values of each block, in one piece: NumPy asks for large pages from
+    4 MB on, and small ones would cost each head that is read a walk through the page tables."""
+    # zeros, not empty: the memory comes from the kernel when it is first written
+    sizes = [math.prod(shape) for shape in shapes for _ in "kv"]
+    storage = np.zeros(sum(sizes), np.float32)
+    parts = iter(np.split(storage, np.cumsum(sizes)[:-1]))
+    return [(next(parts).reshape(shape), next(parts).reshape(shape)) for shape in shapes]
 
 
 class DecoderCache:
@@ -87,10 +96,9 @@ class DecoderCache:
         """`heads`: how many heads of keys each block has, and their width."""
         check_size("new_cache", batch=batch, capacity=capacity, beam_size=beam_size)
         self.batch, self.capacity, self.beam_size = batch, capacity, beam_size
-        self.blocks = [
-            BlockStore(batch * beam_size, kv_heads, capacity, head_dim)
-            for kv_heads, head_dim in heads
-        ]
+        slots = batch * beam_size
+        shapes = [(slots, kv_heads, capacity, head_dim) for kv_heads, head_dim in heads]
+        self.blocks = [BlockStore(key, value) for key, value in keys_and_values(shapes)]
         present = 0 if empty else batch * beam_size
         self._slots = np.arange(present)
         self._lengths = np.zeros(present, np.int64)
@@ -267,14 +275,13 @@ class DecoderCache:
         shift = np.repeat(starts - bounds[:-1], self._memory_lengths)
         kept = np.arange(live) + shift
         room = room if 2 * (live + rows) <= room else max(2 * room, live + rows)
-        moved = []
-        for block in self.blocks:
-            halves = []
-            for half in (block.memory_key, block.memory_value):
-                new = np.zeros((1, half.shape[1], room, half.shape[3]), np.float32)
-                new[:, :, :live] = half[:, :, kept]
-                halves.append(new)
-            moved.append(halves)
+        shapes = [
+            (1, block.memory_key.shape[1], room, block.memory_key.shape[3]) for block in self.blocks
+        ]
+        moved = keys_and_values(shapes)
+        for block, (key, value) in zip(self.blocks, moved, strict=True):
+            key[:, :, :live] = block.memory_key[:, :, kept]
+            value[:, :, :live] = block.memory_value[:, :, kept]
         for block, (key, value) in zip(self.blocks, moved, strict=True):
             block.memory_key, block.memory_value = key, value
         if self._memory_starts is not None:
