@@ -569,6 +569,11 @@ def test_wrong_settings(error, message, options):
         settings(**options)
 
 
+def test_early_stopping_of_old_files():
+    assert settings(num_beams=2, early_stopping=1).early_stopping is True
+    assert settings(num_beams=2, early_stopping=0).early_stopping is False
+
+
 def test_an_unknown_setting():
     with pytest.raises(TypeError, match="there is no setting 'beam_count'"):
         settings().replace(beam_count=3)

@@ -6,7 +6,8 @@ beam         beam search
 chains       greedy search and sampling (draw: how a token is drawn)
 scheduler    sources join and leave a batch: generate, stream
 scoring      log-probabilities of given targets
-protocols    what a network offers
+targets      the arrays of all targets that grow, and what a finished one is
+protocols    what a network offers (ids: what it is given is checked)
 
 Everything here is NumPy over the two protocols; what is decided for one source depends on its own
 logits alone.

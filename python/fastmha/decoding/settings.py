@@ -361,8 +361,10 @@ def _bool(what: str, value: Any) -> bool:
     return value
 
 
-def _as_given(what: str, value: Any) -> Any:
-    return value
+def _stopping(what: str, value: Any) -> Any:
+    if value == "never" or isinstance(value, str) or value not in (True, False):
+        return value  # refused later, unless it is "never"
+    return bool(value)  # 0 and 1 in old files
 
 
 def _token(what: str, value: Any) -> int:
@@ -395,5 +397,5 @@ _CONVERSIONS: Mapping[str, Any] = {
     **dict.fromkeys(("repetition_penalty", *NEUTRAL_WHEN_SAMPLING), _float),
     **dict.fromkeys(("do_sample", "remove_invalid_values", "renormalize_logits"), _bool),
     **dict.fromkeys(("eos_token_id", "forced_eos_token_id", "suppress_tokens"), _tokens),
-    **{"begin_suppress_tokens": _tokens, "bad_words_ids": _words, "early_stopping": _as_given},
+    **{"begin_suppress_tokens": _tokens, "bad_words_ids": _words, "early_stopping": _stopping},
 }
