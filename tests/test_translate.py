@@ -249,3 +249,25 @@ def test_a_job_goes_on_with_the_same_input_and_model_only(tmp_path, checkpoint, 
     # neither the batch nor the threads are settings that a result depends on
     write_lines(source, ["kalo", "mine", "tura", "shi"])
     assert "going on after 3 rows" in run(*arguments, "--batch", 1, "--threads", 1)[1]
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path, checkpoint):
+    """4 MB of sources more, as text, ids and translations, and no more memory."""
+    code = (
+        "from fastmha.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(open('/proc/self/status').read())"
+    )
+    peaks = []
+    for count in (1_000, 20_000):
+        source = write_lines(tmp_path / "texts.txt", ["kalo mine tura shi " * 10] * count)
+        arguments = ["translate", "--model", checkpoint, "-f", source, "--max-new-tokens", "2"]
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments, "-o", tmp_path / f"{count}.txt"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", result.stdout)[1]) / 1024)
+        assert (tmp_path / f"{count}.txt").read_text("utf-8").count("\n") == count
+    assert peaks[1] - peaks[0] < 10, peaks

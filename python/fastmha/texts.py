@@ -12,7 +12,14 @@ from fastmha._extras import require
 from fastmha._types import Int64
 from fastmha.config import read_json
 
-__all__ = ["TextTokenizer", "check_many", "check_text", "read_tokenizer", "tracked"]
+__all__ = [
+    "TextTokenizer",
+    "check_many",
+    "check_text",
+    "make_threads",
+    "read_tokenizer",
+    "tracked",
+]
 
 # The special tokens of a vocab.txt and how BERT writes them; tokenizer_config.json may differ.
 SPECIAL = {
@@ -149,7 +156,7 @@ class TextTokenizer:
             self._check(texts, first)
             texts = [str(text) for text in texts]  # subclasses of str
         try:
-            _make_threads(self._tokenizer)
+            make_threads(self._tokenizer)
             encodings = self._encode([prompt + text for text in texts] if prompt else texts)
         except TypeError:  # all that tokenizers says about a surrogate
             check_text("encode: prompt", prompt)
@@ -250,7 +257,7 @@ def _lower_case(tokenizer: Any) -> None:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rules])
 
 
-def _make_threads(tokenizer: Any) -> None:
+def make_threads(tokenizer: Any) -> None:
     """Let tokenizers make its threads, as many as everything else here runs on. It makes them
     once, as many as a variable says then; what a user has put there counts."""
     global _threads_are_made

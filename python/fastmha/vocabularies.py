@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmha._extras import require
+from fastmha.texts import make_threads
 
 __all__ = ["SentencePieces", "TokenizerJson", "UnknownCharacter", "Vocabulary"]
 
@@ -214,6 +215,7 @@ class TokenizerJson(Vocabulary):
         self._encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        make_threads(self.tokenizer)
         # a tuple would pass as a pair of texts, a subclass of str as nothing at all
         encodings = self._encode([str(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
