@@ -174,3 +174,30 @@ def test_any_linear_equals_the_oracle(data, seed):
         in_features), bias,
         data.draw(st.sampled_from(ACTIVATIONS)), residual,
     )  # fmt: skip
+
+
+def test_weights_share_memory_and_give_it_back():
+    """Those between 256 KiB and 8 MiB lie next to each other; the rest is on its own."""
+    rng = np.random.default_rng(0)
+
+    def resident():
+        with open("/proc/self/statm") as numbers:
+            return int(numbers.read().split()[1]) * 4096
+
+    def layers_of(rows):
+        weights = [rng.standard_normal((n, 512), dtype=np.float32) for n in rows]
+        return [(fm.Linear(weight), weight) for weight in weights]
+
+    x = rng.standard_normal((3, 512), dtype=np.float32)
+    before = resident()
+    kept = layers_of([*range(1, 400, 57), 800, 2000, 4095, 4097, 5000])
+    while len(kept) > 1:  # in an order of its own: a chunk outlives those that came first
+        del kept[len(kept) // 2]
+        kept += layers_of([300]) if len(kept) == 5 else []
+        for layer, weight in kept:
+            expected = x.astype(np.float64) @ weight.T
+            assert_close(layer(x), expected, linear_bound(x, weight, None, None, None))
+    kept += layers_of([1000] * 60)  # 120 MB
+    assert resident() - before > 100e6
+    del kept, layer, weight
+    assert resident() - before < 30e6

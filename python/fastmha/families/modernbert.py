@@ -16,8 +16,9 @@ from fastmha.families.family import Family, Names
 from fastmha.families.networks import Embeddings, Network, positions_within
 from fastmha.families.settings import named_activation
 from fastmha.functional import varlen_attention
+from fastmha.nn.blocks import FeedForward
 from fastmha.nn.layers import LayerNorm, Linear
-from fastmha.nn.module import UNSET, Module, check_size
+from fastmha.nn.module import UNSET, Module, Shape, check_size
 
 __all__ = ["MODERNBERT", "ModernBertConfig"]
 
@@ -88,45 +89,38 @@ def check(config: ModernBertConfig) -> None:
             raise ValueError(f"rope_parameters: {kind}: rope_theta must be above 0, got {theta!r}")
 
 
-class GatedFeedForward(Module):
-    """``output(activation(input(x)) * gate(x)) + residual``; input and gate are one matrix in
-    checkpoints, here two, so that the activation is part of the first product."""
+class GatedFeedForward(FeedForward):
+    """A gated feed-forward; what is activated and what gates it are one matrix in checkpoints."""
 
     def __init__(self, d_model: int, d_ff: int, activation: str, bias: bool) -> None:
-        self.d_ff = d_ff
-        self.input = Linear.of_size(d_model, d_ff, bias=bias, activation=activation, seed=UNSET)
-        self.gate = Linear.of_size(d_model, d_ff, bias=bias, seed=UNSET)
-        self.output = Linear.of_size(d_ff, d_model, bias=bias, seed=UNSET)
+        super().__init__(d_model, d_ff, activation=activation, bias=bias, gated=True, seed=UNSET)
+        assert self.gate is not None
+        self._halves = self.linear1, self.gate
 
-    def __call__(self, x: Float32, residual: Float32) -> Float32:
-        inner = self.input(x)
-        inner *= self.gate(x)
-        return self.output(inner, residual=residual)
-
-    def _own_shapes(self) -> dict[str, tuple[int, ...]]:
+    def _own_shapes(self) -> dict[str, Shape]:
         return {
-            f"input_and_gate.{name}": (2 * shape[0], *shape[1:])
-            for name, shape in self.input.state_shapes().items()
+            f"linear1_and_gate.{name}": (2 * shape[0], *shape[1:])
+            for name, shape in self.linear1.state_shapes().items()
         }
 
     def _own_state(self) -> dict[str, Float32]:
-        halves = (self.input.state_dict(), self.gate.state_dict())
+        states = [half.state_dict() for half in self._halves]
         return {
-            f"input_and_gate.{name}": np.concatenate([half[name] for half in halves])
-            for name in halves[0]
+            f"linear1_and_gate.{name}": np.concatenate([state[name] for state in states])
+            for name in states[0]
         }
 
     def _set_own(self, state: dict[str, Float32]) -> None:
-        for linear, rows in (
-            (self.input, slice(self.d_ff)),
-            (self.gate, slice(self.d_ff, None)),
-        ):
-            linear._assign(
-                {name: state[f"input_and_gate.{name}"][rows] for name in linear.state_shapes()}
+        for n, half in enumerate(self._halves):
+            half._assign(
+                {
+                    name: np.split(state[f"linear1_and_gate.{name}"], 2)[n]
+                    for name in half.state_shapes()
+                }
             )
 
     def _children(self) -> Iterator[tuple[str, Module]]:
-        yield "output", self.output
+        yield "linear2", self.linear2
 
 
 class ModernBertBlock(Module):
@@ -169,7 +163,7 @@ class ModernBertBlock(Module):
         )  # fmt: skip
         out, maps = attended if weights else (attended, ())
         x = self.out_proj(out.reshape(x.shape), residual=x)
-        return self.feed_forward(self.norm2(x), x), maps
+        return self.feed_forward(x, residual=x, norm_before=self.norm2, out=x), maps
 
 
 class ModernBert(Network):
@@ -240,8 +234,8 @@ LAYER: Names = {
     "in_proj": "attn.Wqkv",
     "out_proj": "attn.Wo",
     "norm2": "mlp_norm",
-    "feed_forward.input_and_gate": "mlp.Wi",
-    "feed_forward.output": "mlp.Wo",
+    "feed_forward.linear1_and_gate": "mlp.Wi",
+    "feed_forward.linear2": "mlp.Wo",
 }
 
 MODERNBERT = Family(
