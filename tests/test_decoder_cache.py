@@ -228,3 +228,57 @@ def test_wrong_calls(random):
     np.testing.assert_array_equal(cache.lengths, [0] * 4)
     with pytest.raises(ValueError, match="read-only"):
         cache.lengths[0] = 3
+
+
+def step_arguments(random, sources, beam_size, *, capacity=4):
+    """A call of the core for one block of two heads; every source has a memory of two rows."""
+    packed = {
+        shape: fm.Linear(random.normal(*shape))._packed
+        for shape in ((3 * D, D), (D, D), (48, D), (D, 48))
+    }
+    maps = (packed[3 * D, D], *[packed[D, D]] * 3, packed[48, D], packed[D, 48], None)
+    slots = sources * beam_size
+    buffers = [np.zeros(s, np.float32) for s in [(slots, 2, capacity, D // 2)] * 2]
+    buffers += [random.normal(2, 2 * sources, D // 2) for _ in range(2)]
+    blocks = [(*maps, None, None, None, False, 2, 2, None, *buffers)]
+    x = random.normal(slots, 1, D)
+    zeros = np.zeros(slots, np.int64)
+    starts = 2 * np.arange(sources)
+    return [blocks, None, x, beam_size, np.arange(slots), zeros, None, starts, starts * 0 + 2, None]
+
+
+def test_wrong_arguments_of_the_core(random):
+    """The layers above never pass these; none may crash or be taken for something else."""
+    good = step_arguments(random, 4, 1)
+    assert _core.decoder_step(*good).shape == (4, 1, D)
+    # 4 * (2^62 + 1) is 4 in 64 bits.
+    with pytest.raises(ValueError, match="beam_size must be at least 1"):
+        _core.decoder_step(*good[:3], 2**62 + 1, *good[4:])
+    with pytest.raises(TypeError, match="beam_size must be an int, got float"):
+        _core.decoder_step(*good[:3], 1.5, *good[4:])
+    block = good[0][0]
+    for place, thing, message in (
+        (0, "text", "maps must be packed linear layers, got str"),
+        (11, None, "heads must be an int"),
+        (14, [1.0], "key must be a numpy.ndarray, got list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            _core.decoder_step([(*block[:place], thing, *block[place + 1 :])], *good[1:])
+    with pytest.raises(ValueError, match="a block needs all its maps"):
+        _core.decoder_step([(None, *block[1:])], *good[1:])
+    largest = np.iinfo(np.int64).max
+    with pytest.raises(ValueError, match=f"source 0 has {largest} rows from 1 on"):
+        _core.decoder_step(*good[:7], good[7] + 1, good[8] * 0 + largest, None)
+
+
+def test_a_relative_bias_is_refused_before_the_first_part_of_many_sources(random):
+    """Many sources go through the blocks part by part; one in the last needs a bias that is NaN."""
+    position, reach = 3, 5
+    arguments = step_arguments(random, 40_000, 1)
+    arguments[5][-1] = position
+    bias = random.normal(2, 2 * reach + 1)
+    bias[:, reach - position] = np.nan
+    before = arguments[0][0][14].copy()
+    with pytest.raises(ValueError, match="relative_bias must be finite"):
+        _core.decoder_step(*arguments[:-1], bias)
+    np.testing.assert_array_equal(arguments[0][0][14], before)

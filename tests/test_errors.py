@@ -569,3 +569,19 @@ def test_junk_in_the_cache(arguments, data):
         before = cache.lengths.copy()
         if attempt(call) is REFUSED:
             np.testing.assert_array_equal(cache.lengths, before)
+
+
+@pytest.mark.parametrize("name", ["relative_bias", "alibi_slopes"])
+def test_out_that_shares_memory_with_what_is_added_to_the_scores(name):
+    """Kernels read it while they write."""
+    memory = np.zeros(Q[..., :6].size, np.float32)
+    out = memory.reshape(*Q.shape[:3], 6)
+    added = memory[:20].reshape(4, 5) if name == "relative_bias" else memory[:4]
+    with pytest.raises(ValueError, match="out must not share memory with an input"):
+        sdpa(out=out, **{name: added})
+    with pytest.raises(ValueError, match="out must not share memory with an input"):
+        varlen(out=memory[: len(PQ) * 4 * 6].reshape(len(PQ), 4, 6), **{name: added})
+    cache = fm.KVCache(2, 2, 8, 8, 6)
+    with pytest.raises(ValueError, match="out must not share memory with an input"):
+        fm.attention_with_kvcache(Q, cache, K[:, :, :5], V[:, :, :5], out=out, **{name: added})
+    np.testing.assert_array_equal(cache.lengths, [0, 0])

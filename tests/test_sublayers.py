@@ -193,6 +193,31 @@ def test_relative_bias(random, num_threads, reach):
         mha(x, relative_bias=bias + np.float32(np.nan))
 
 
+@pytest.mark.parametrize(("batch", "length"), [(1, 9), (64, 32), (300, 64)])
+def test_a_relative_bias_with_one_nan_is_refused_before_slices_are_shared_out(
+    random, num_threads, batch, length
+):
+    """An error inside a parallel region would end the process. What does not occur is not read."""
+    mha = shaken(fm.MultiHeadAttention(32, 4, seed=0))
+    x, bounds = random.normal(batch, length, 32), np.arange(batch + 1) * length
+    reach = 100
+    for threads in (1, 2):
+        num_threads(threads)
+        for distance in (-(length - 1), 0, 1, length - 1):
+            bias = random.normal(4, 2 * reach + 1)
+            bias[1, reach + distance] = np.nan
+            for call in (
+                lambda bias=bias: mha(x, relative_bias=bias),
+                lambda bias=bias: mha(x, x, relative_bias=bias),
+                lambda bias=bias: mha(x.reshape(-1, 32), cu_seqlens=bounds, relative_bias=bias),
+            ):
+                with pytest.raises(ValueError, match=r"relative_bias must be finite.*for head 1"):
+                    call()
+        far = random.normal(4, 2 * reach + 1)
+        far[:, np.abs(np.arange(-reach, reach + 1)) >= length] = np.nan
+        assert np.isfinite(mha(x, relative_bias=far)).all()
+
+
 def test_a_scale_that_is_no_number_is_refused(random):
     with pytest.raises(ValueError, match="scale must be finite"):
         fm.MultiHeadAttention(64, 4, scale=float("nan"), seed=0)(random.normal(300, 5, 64))

@@ -110,6 +110,12 @@ struct Scores {
     mask = std::move(array);
   }
 
+  // Kernels read both while they write: a result must not share memory with them.
+  void add_biases(std::vector<const py::array*>& inputs) const {
+    if (slopes) inputs.push_back(&slopes->array);
+    if (relative) inputs.push_back(&relative->array);
+  }
+
  private:
   static void require_one_per_sequence(const char* op, const char* name, const std::vector<int64_t>& values,
                                        int64_t batch) {
@@ -170,6 +176,7 @@ py::object scaled_dot_product_attention(PyObject* const* arguments) {
   scores.set_mask(op, attn_mask);
 
   std::vector<const py::array*> inputs = {&q.array, &k.array, &v.array};
+  scores.add_biases(inputs);
   py::array mask_array;
   if (scores.mask) {
     mask_array = py::reinterpret_borrow<py::array>(scores.mask);
@@ -224,7 +231,9 @@ py::object varlen_attention(PyObject* const* arguments) {
   scores.set_basic(op, is_causal, scale, window, alibi_slopes, relative_bias, softcap);
   scores.set_offset(op, query_offset, sequences);
   AttentionParams& params = scores.params;
-  const Output o = float_output(op, out, with_last(q.array, v.view.shape[2]), {&q.array, &k.array, &v.array});
+  std::vector<const py::array*> inputs = {&q.array, &k.array, &v.array};
+  scores.add_biases(inputs);
+  const Output o = float_output(op, out, with_last(q.array, v.view.shape[2]), inputs);
   py::object weights = py::none(), lse = py::none();
   std::vector<float*> weight_pointers;
   if (flag(op, "return_weights", return_weights)) {
@@ -340,6 +349,7 @@ py::object attention_with_kvcache(py::object query, py::object key_cache, py::ob
   scores.set_basic(op, is_causal, scale, window, alibi_slopes, relative_bias, softcap);
   std::vector<const py::array*> inputs = {&q.array, &cache.key.array, &cache.value.array};
   if (k) inputs.insert(inputs.end(), {&k->array, &v->array});
+  scores.add_biases(inputs);
   const Output o = float_output(op, out, with_last(q.array, cache.value.view.shape[3]), inputs);
   {
     // Should attention refuse its arguments after the append, the lengths were not stored and the cache is as

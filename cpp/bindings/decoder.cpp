@@ -22,9 +22,20 @@ MutableView buffer(const char* op, const char* name, py::handle object, int rank
   return view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
 }
 
-// A block's tuple; it keeps the arrays alive.
+// Or null for None.
+const PackedLinear* map_input(const char* op, py::handle object) {
+  if (object.is_none()) return nullptr;
+  if (!py::isinstance<PackedLinear>(object)) {
+    throw py::type_error(
+        concat(op, ": a block's maps must be packed linear layers, got ", type_name(object)));
+  }
+  return py::cast<const PackedLinear*>(object);
+}
+
+// A block's tuple, which keeps the weights and arrays alive; the list that it is from may change meanwhile.
 struct BlockInput {
   static constexpr size_t kParts = 18;
+  py::tuple parts;
   DecoderBlock block;
   std::optional<NormInput> norms[3];
 
@@ -33,19 +44,19 @@ struct BlockInput {
       throw py::type_error(
           concat(op, ": a block must be a tuple of ", kParts, " parts, got ", type_name(object)));
     }
-    const auto parts = py::reinterpret_borrow<py::tuple>(object);
+    parts = py::reinterpret_borrow<py::tuple>(object);
     const PackedLinear** maps[] = {
         &block.in_proj, &block.out_proj, &block.memory_q_proj, &block.memory_out_proj,
         &block.linear1, &block.linear2,  &block.gate};
     size_t at = 0;
-    for (const PackedLinear** map : maps) *map = py::cast<const PackedLinear*>(parts[at++]);
+    for (const PackedLinear** map : maps) *map = map_input(op, parts[at++]);
     for (int i = 0; i < 3; ++i) {
       norms[i].emplace(op, "norm", parts[at++]);
       block.norms[i] = norms[i]->norm;
     }
     block.norm_first = flag(op, "norm_first", parts[at++]);
-    block.heads = py::cast<int64_t>(parts[at++]);
-    block.kv_heads = py::cast<int64_t>(parts[at++]);
+    block.heads = integer(op, "heads", parts[at++]);
+    block.kv_heads = integer(op, "kv_heads", parts[at++]);
     if (const py::handle scale = parts[at++]; !scale.is_none()) {
       block.scale = static_cast<float>(number(op, "scale", scale));
     }
@@ -83,10 +94,12 @@ py::object decoder_step_py(PyObject* const* arguments) {
 
   DecoderStepParams params;
   params.norm = last.norm;
-  params.beam_size = py::cast<int64_t>(beam_size);
+  params.beam_size = integer(op, "beam_size", beam_size);
   const std::vector<int64_t> starts = index_input(op, "memory_starts", memory_starts);
   params.sources = static_cast<int64_t>(starts.size());
-  FASTMHA_CHECK(params.beam_size >= 1, op, ": beam_size must be at least 1, got ", params.beam_size);
+  FASTMHA_CHECK(params.beam_size >= 1 && params.sources <= INT64_MAX / params.beam_size, op,
+                ": beam_size must be at least 1 and that of ", params.sources, " sources countable, got ",
+                params.beam_size);
   const size_t hypotheses = starts.size() * static_cast<size_t>(params.beam_size);
   const auto source_lengths = numbers_of(op, "memory_lengths", memory_lengths, starts.size());
   const auto slot_numbers = numbers_of(op, "slots", slots, hypotheses);
@@ -105,7 +118,7 @@ py::object decoder_step_py(PyObject* const* arguments) {
   }
   const Output out = float_output(op, py::none(), shape_of(input.array, input.view.shape[1]), {});
   {
-    // Numbers are copies, the arrays are held by the caller's tuples: other Python threads may run.
+    // Numbers are copies and everything else is held by this frame: other Python threads may run.
     py::gil_scoped_release release;
     decoder_step(given.data(), static_cast<int64_t>(given.size()), input.view,
                  rows_view<float>(out.array, static_cast<float*>(const_cast<void*>(out.array.data()))),
@@ -114,9 +127,10 @@ py::object decoder_step_py(PyObject* const* arguments) {
   return out.array;
 }
 
-void copy_slots_py(const py::list& keys, const py::list& values, py::handle from, py::handle to,
+void copy_slots_py(const py::list& key_list, const py::list& value_list, py::handle from, py::handle to,
                    py::handle lengths) {
   const char* op = "copy_slots";
+  const py::tuple keys(key_list), values(value_list);  // hold the arrays, as the lists may change meanwhile
   std::vector<MutableView> key_views, value_views;
   for (const py::handle key : keys) key_views.push_back(buffer(op, "key", key, 4));
   for (const py::handle value : values) value_views.push_back(buffer(op, "value", value, 4));

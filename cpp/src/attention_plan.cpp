@@ -137,40 +137,20 @@ bool are_factors(const float* from, const float* end) {
   return std::none_of(probes, probes + kAtOnce, [](float probe) { return std::isnan(probe); });
 }
 
-// The least and the largest i + offset - j of all queries and keys, within [-reach, reach].
-std::pair<int64_t, int64_t> distances_of(const AttentionPlan& plan, int64_t reach) {
-  int64_t least = reach, largest = -reach;
+// The least and the largest i + offset - j of all queries and keys.
+std::pair<int64_t, int64_t> distances_of(const AttentionPlan& plan) {
+  int64_t least = kMaxPosition, largest = -kMaxPosition;
   for (int64_t n = 0; n < plan.batch; ++n) {
     const int64_t offset = plan.query_offsets ? plan.query_offsets[n] : plan.shared.offset;
     least = std::min(least, offset - plan.kv_len_of(n) + 1);
     largest = std::max(largest, offset + plan.q_len_of(n) - 1);
   }
-  least = std::clamp(least, -reach, reach);
-  return {least, std::clamp(largest, least, reach)};
+  return {least, largest};
 }
 
-void set_relative_bias(const char* op, const ConstView& bias, int64_t heads, AttentionPlan& plan) {
-  if (bias.empty()) return;
-  FASTMHA_CHECK(bias.rank == 2 && bias.shape[0] == heads && bias.shape[1] % 2 == 1, op,
-                ": relative_bias must have shape (heads, 2 R + 1) = (", heads,
-                ", an odd number), one bias for each distance from -R to R, got ", shape_text(bias));
-  check_float32(op, "relative_bias", bias);
-  check_last_axis(op, "relative_bias", bias);
-  // Biases of distances that do not occur are not read.
-  const auto [least, largest] = distances_of(plan, bias.shape[1] / 2);
-  for (int64_t h = 0; h < heads; ++h) {
-    const float* middle = bias.data + h * bias.strides[0] + bias.shape[1] / 2;
-    const float *first = middle - largest, *end = middle - least + 1;
-    if (are_factors(first, end)) continue;
-    const float* bad = std::find_if(first, end, [](float x) { return !(std::abs(x) <= kLargestFactor); });
-    FASTMHA_CHECK(bad == end, op, ": relative_bias must be finite and at most 2.3e38 in size, got ", *bad,
-                  " for head ", h, "; to hide keys by distance set window");
-  }
-  plan.least_distance = least;
-  plan.largest_distance = largest;
-  plan.shared.relative.reach = bias.shape[1] / 2;
-  plan.shared.relative.by_key = bias.data + plan.shared.relative.reach;
-  plan.relative_head_stride = bias.strides[0];
+void set_relative_bias(const char* op, const ConstView& bias, AttentionPlan& plan) {
+  const auto [least, largest] = distances_of(plan);
+  set_relative_bias(op, bias, least, largest, plan);
 }
 
 void set_mask(const char* op, const MaskView& mask, const int64_t (&full)[4], AttentionPlan& plan) {
@@ -245,6 +225,42 @@ void check_cu_seqlens(const char* op, const char* name, const int64_t* cu_seqlen
   }
   FASTMHA_CHECK(cu_seqlens[sequences] == total, op, ": ", name, " must end at the number of tokens (", total,
                 "), got ", cu_seqlens[sequences]);
+}
+
+void set_relative_bias(const char* op, const ConstView& bias, int64_t least, int64_t largest,
+                       AttentionPlan& plan) {
+  if (bias.empty()) return;
+  const int64_t heads = plan.heads;
+  FASTMHA_CHECK(bias.rank == 2 && bias.shape[0] == heads && bias.shape[1] % 2 == 1, op,
+                ": relative_bias must have shape (heads, 2 R + 1) = (", heads,
+                ", an odd number), one bias for each distance from -R to R, got ", shape_text(bias));
+  check_float32(op, "relative_bias", bias);
+  check_last_axis(op, "relative_bias", bias);
+  // Biases of distances that do not occur are not read.
+  const int64_t reach = bias.shape[1] / 2;
+  least = std::clamp(least, -reach, reach);
+  largest = std::clamp(largest, least, reach);
+  for (int64_t h = 0; h < heads; ++h) {
+    const float* middle = bias.data + h * bias.strides[0] + reach;
+    const float *first = middle - largest, *end = middle - least + 1;
+    if (are_factors(first, end)) continue;
+    const float* bad = std::find_if(first, end, [](float x) { return !(std::abs(x) <= kLargestFactor); });
+    FASTMHA_CHECK(bad == end, op, ": relative_bias must be finite and at most 2.3e38 in size, got ", *bad,
+                  " for head ", h, "; to hide keys by distance set window");
+  }
+  plan.least_distance = least;
+  plan.largest_distance = largest;
+  plan.shared.relative.reach = reach;
+  plan.shared.relative.by_key = bias.data + reach;
+  plan.relative_head_stride = bias.strides[0];
+}
+
+void share_relative_bias(const AttentionPlan& from, AttentionPlan& plan) {
+  plan.shared.relative = from.shared.relative;
+  plan.least_distance = from.least_distance;
+  plan.largest_distance = from.largest_distance;
+  plan.relative_head_stride = from.relative_head_stride;
+  plan.relative_row_floats = from.relative_row_floats;
 }
 
 size_t relative_rows(int64_t heads, int64_t reach, int bq) {
@@ -335,7 +351,7 @@ AttentionPlan plan_dense_attention(const char* op, const ConstView& query, const
                     params.key_lengths[n], " for sequence ", n);
     }
   }
-  set_relative_bias(op, params.relative_bias, plan.heads, plan);
+  set_relative_bias(op, params.relative_bias, plan);
   if (!params.weights.empty()) {
     check_shape(op, "weights", params.weights, {plan.batch, plan.heads, shared.q_len, shared.kv_len});
     check_last_axis(op, "weights", params.weights);
@@ -373,7 +389,7 @@ AttentionPlan plan_varlen_attention(const char* op, const ConstView& query, cons
   AttentionHead& shared = plan.shared;
   set_scores(op, params, shared.head_dim, sequences, plan);
   set_slopes(op, params.alibi_slopes, sequences, plan.heads, plan);
-  set_relative_bias(op, params.relative_bias, plan.heads, plan);
+  set_relative_bias(op, params.relative_bias, plan);
   plan.varlen_weights = params.varlen_weights;
   if (!params.lse.empty()) {
     check_shape(op, "lse", params.lse, {query.shape[0], plan.heads});

@@ -46,6 +46,12 @@ struct AttentionPlan {
   AttentionHead head(int64_t n, int64_t h) const;
 };
 
+// Checks a relative bias for distances i + offset - j from `least` to `largest` and sets it in the plan. Empty: none.
+void set_relative_bias(const char* op, const ConstView& bias, int64_t least, int64_t largest,
+                       AttentionPlan& plan);
+// The relative bias of a plan for as many distances or more. It is not read: a parallel region, where nothing may
+// throw, plans its part of a call with the one that was checked for all of it.
+void share_relative_bias(const AttentionPlan& from, AttentionPlan& plan);
 // Floats that RelativeBias::by_query of all heads takes at most, for panels of bq queries.
 size_t relative_rows(int64_t heads, int64_t reach, int bq);
 size_t relative_rows(const AttentionPlan& plan, int bq);

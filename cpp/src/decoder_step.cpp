@@ -38,6 +38,7 @@ struct Call {
   ConstView x;
   MutableView out;
   const DecoderStepParams& params;
+  AttentionPlan biased;  // without hypotheses; its relative bias is checked for all those of the call
 
   int64_t hypotheses() const { return params.sources * params.beam_size; }
   int64_t length() const { return hypotheses() == 0 ? 0 : x.shape[0] / hypotheses(); }
@@ -209,13 +210,8 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
     for (const LinearLayer& map : block.maps.at) bytes += map.weight.nbytes();
     block.self = plan_self(block);
     block.memory = plan_memory(block);
-    if (sizes.relative == 0) continue;
-    if (i == 0) {
-      set_relative_rows(block.self, active_isa().panel->bq, at);
-    } else {  // they are the same for all blocks
-      block.self.shared.relative = blocks_[0].self.shared.relative;
-      block.self.relative_row_floats = blocks_[0].self.relative_row_floats;
-    }
+    share_relative_bias(i == 0 ? call.biased : blocks_[0].self, block.self);
+    if (i == 0 && sizes.relative != 0) set_relative_rows(block.self, active_isa().panel->bq, at);
   }
   far_weights_ = bytes > static_cast<size_t>(kL3Bytes);
 }
@@ -245,7 +241,6 @@ AttentionPlan Run::plan_self(const Block& block) const {
   AttentionParams params;
   params.is_causal = true;
   params.scale = given.scale;
-  params.relative_bias = call_.params.relative_bias;
   params.query_offsets = lengths_;
   params.key_lengths = key_lengths_.data();
   return plan_dense_attention(kOp, rows(projected_, sizes_.projected), slots(given.key), slots(given.value),
@@ -536,6 +531,14 @@ void check_block(const DecoderBlock& block, int64_t features) {
   check_keys("memory_value", block.memory_value, 3, kv_heads, memory_dim);
 }
 
+// What is left of attention's parameters. Those of the memory are among them.
+AttentionPlan check_scores(const DecoderBlock& block) {
+  const MutableView none(nullptr, {0, block.heads, 0, 1});
+  AttentionParams scores;
+  scores.scale = block.scale;
+  return plan_dense_attention(kOp, none, none, none, none, scores);
+}
+
 // Slots, lengths and rows of the memory against what every block has room for.
 void check_places(const Call& call) {
   const DecoderStepParams& params = call.params;
@@ -563,7 +566,7 @@ void check_places(const Call& call) {
   for (int64_t n = 0; n < params.sources; ++n) {
     const int64_t start = params.memory_starts[n], length = params.memory_lengths[n];
     FASTMHA_CHECK(start >= 0 && length >= 0 && start <= rows && length <= rows - start, kOp, ": source ", n,
-                  " has rows ", start, " to ", start + length, " of a memory of ", rows);
+                  " has ", length, " rows from ", start, " on, of a memory of ", rows);
   }
 }
 
@@ -573,6 +576,8 @@ void check(const Call& call) {
   FASTMHA_CHECK(params.sources >= 0 && params.beam_size >= 1, kOp,
                 ": sources must be 0 or more and beam_size at least 1, got ", params.sources, " and ",
                 params.beam_size);
+  FASTMHA_CHECK(params.sources <= INT64_MAX / params.beam_size, kOp, ": ", params.sources, " sources of ",
+                params.beam_size, " hypotheses are more than can be counted");
   FASTMHA_CHECK(call.count >= 1, kOp, ": at least one block is needed");
   const int64_t hypotheses = call.hypotheses();
   FASTMHA_CHECK(hypotheses == 0 ? call.x.shape[0] == 0 : call.x.shape[0] % hypotheses == 0, kOp, ": ",
@@ -583,22 +588,33 @@ void check(const Call& call) {
     const LinearLayer last = held_by(*block.linear2);
     check_sublayer(kOp, call.x, call.out, last, "linear2", block.norms[0], block.norms[1], {});
     check_sublayer(kOp, call.x, call.out, last, "linear2", block.norms[2], params.norm, {});
-    // What is left of attention's parameters. Those of the memory are among them.
-    const MutableView none(nullptr, {0, block.heads, 0, 1});
-    AttentionParams scores;
-    scores.scale = block.scale;
-    scores.relative_bias = params.relative_bias;
-    plan_dense_attention(kOp, none, none, none, none, scores);
+    check_scores(block);
+    FASTMHA_CHECK(params.relative_bias.empty() || block.heads == call.blocks[0].heads, kOp,
+                  ": blocks that share a relative_bias must have as many heads, got ", call.blocks[0].heads,
+                  " and ", block.heads);
   }
   check_places(call);
+}
+
+// Here for the whole call: the sources of a later part must not be refused when those before are computed.
+AttentionPlan check_relative_bias(const Call& call) {
+  AttentionPlan plan = check_scores(call.blocks[0]);
+  int64_t held = 0, added = 0;
+  for (int64_t i = 0; i < call.hypotheses(); ++i) {
+    held = std::max(held, call.params.lengths[i]);
+    added = std::max(added, call.new_length(i));
+  }
+  set_relative_bias(kOp, call.params.relative_bias, 1 - added, held + call.length() - 1, plan);
+  return plan;
 }
 
 }  // namespace
 
 void decoder_step(const DecoderBlock* blocks, int64_t count, const ConstView& x, const MutableView& out,
                   const DecoderStepParams& params) {
-  const Call call{blocks, count, x, out, params};
+  Call call{blocks, count, x, out, params, {}};
   check(call);
+  call.biased = check_relative_bias(call);
   if (x.shape[0] != 0) run(call);
 }
 

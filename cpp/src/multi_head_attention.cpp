@@ -24,6 +24,11 @@ struct Sequences {
   int64_t length() const { return count == 0 ? 0 : rows / count; }  // when it is one
   int64_t start(int64_t n) const { return bounds != nullptr ? bounds[n] : n * length(); }
   int64_t rows_of(int64_t first, int64_t last) const { return start(last) - start(first); }
+  int64_t longest() const {
+    int64_t most = 0;
+    for (int64_t n = 0; n < count; ++n) most = std::max(most, rows_of(n, n + 1));
+    return most;
+  }
 };
 
 // A call after its checks.
@@ -36,12 +41,9 @@ struct Call {
   const MultiHeadAttentionParams& params;
   int64_t heads, kv_heads, head_dim;
   Sequences queries, keys;
+  AttentionPlan biased;  // without sequences; its relative bias is checked for all those of the call
 
-  int64_t longest() const {  // in queries
-    int64_t rows = 0;
-    for (int64_t n = 0; n < queries.count; ++n) rows = std::max(rows, queries.rows_of(n, n + 1));
-    return rows;
-  }
+  int64_t longest() const { return queries.longest(); }  // in queries
   bool over_memory() const { return kv_proj != nullptr; }
   int64_t query_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }
@@ -50,7 +52,6 @@ struct Call {
     AttentionParams scores;
     scores.is_causal = params.is_causal;
     scores.scale = params.scale;
-    scores.relative_bias = params.relative_bias;
     return scores;
   }
 };
@@ -144,6 +145,7 @@ void run_sequences(const Call& call, int64_t longest, int64_t first, int64_t las
   }
   const int64_t* lengths = call.params.key_lengths == nullptr ? nullptr : call.params.key_lengths + first;
   AttentionPlan plan = plan_heads(call, projected, kv, attended, queries, keys, lengths);
+  share_relative_bias(call.biased, plan);
   plan.among_longer = longest > 1;
   Steps::attention(plan, scratch + at.floats);
   Steps::linear(call.out_proj, attended, out, rows_of(call.params.residual, first_row, queries.rows));
@@ -269,6 +271,20 @@ void check_bounds(const char* name, const Sequences& sequences) {
                 ") sequences of equal length; set ", name);
 }
 
+// What attention asks of its parameters. Once here: what is planned in a parallel region must not throw.
+AttentionPlan check_scores(const Call& call) {
+  const MultiHeadAttentionParams& params = call.params;
+  const MutableView none(nullptr, {0, call.heads, 0, call.head_dim});
+  AttentionPlan plan = plan_dense_attention(kOp, none, none, none, none, call.scores());
+  const int64_t keys = params.key_lengths == nullptr || params.sequences == 0
+                           ? call.keys.longest()
+                           : *std::max_element(params.key_lengths, params.key_lengths + params.sequences);
+  set_relative_bias(kOp, params.relative_bias, 1 - keys, call.longest() - 1, plan);
+  FASTMHA_CHECK(params.relative_bias.empty() || !overlap(params.relative_bias, call.out), kOp,
+                ": out must not overlap relative_bias");
+  return plan;
+}
+
 void check_call(const Call& call) {
   const MultiHeadAttentionParams& params = call.params;
   const int64_t width = call.out_proj.weight.in_features();
@@ -282,11 +298,6 @@ void check_call(const Call& call) {
   check_sublayer_input(kOp, "x", call.x, call.in_proj, call.over_memory() ? "q_proj" : "in_proj");
   check_sublayer(kOp, call.x, call.out, call.out_proj, "out_proj", params.norm_before, params.norm_after,
                  params.residual);
-  // Once here: what is planned in a parallel region must not throw.
-  const MutableView none(nullptr, {0, call.heads, 0, call.head_dim});
-  plan_dense_attention(kOp, none, none, none, none, call.scores());
-  FASTMHA_CHECK(params.relative_bias.empty() || !overlap(params.relative_bias, call.out), kOp,
-                ": out must not overlap relative_bias");
   FASTMHA_CHECK(params.sequences >= 0, kOp, ": sequences must be 0 or more, got ", params.sequences);
   check_bounds("cu_seqlens", call.queries);
   if (call.over_memory()) {
@@ -316,13 +327,15 @@ void check_and_run(const LinearLayer& in_proj, const LinearLayer* kv_proj, const
                 ") must be a multiple of kv_heads (", kv_heads, "), both at least 1");
   const Sequences queries{x.shape[0], params.sequences, params.cu_seqlens};
   const Sequences keys{memory.shape[0], params.sequences, params.cu_seqlens_memory};
-  const Call call{in_proj,  kv_proj,
-                  out_proj, x,
-                  memory,   out,
-                  params,   heads,
-                  kv_heads, out_proj.weight.in_features() / heads,
-                  queries,  kv_proj == nullptr ? queries : keys};
+  Call call{in_proj,  kv_proj,
+            out_proj, x,
+            memory,   out,
+            params,   heads,
+            kv_heads, out_proj.weight.in_features() / heads,
+            queries,  kv_proj == nullptr ? queries : keys,
+            {}};
   check_call(call);
+  call.biased = check_scores(call);
   run(call);
 }
 
