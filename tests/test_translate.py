@@ -3,6 +3,7 @@ n-best, mistakes. (What it does with the model that comes along is in test_cli.p
 
 import json
 import os
+import pathlib
 import pty
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 
 import fastmha as fm
 import pytest
+from fastmha.translate_command import TranslationFile
 from pieces import Models, made_up_lines, write_tokenizer
 from seq2seq_checkpoints import write_checkpoint
 
@@ -203,6 +205,47 @@ def test_interrupted(tmp_path, checkpoint, model, stop):
     assert f"going on after {rows} rows" in err
     assert out.read_text("utf-8") == as_lines(model.translate(texts))
     assert not state.exists()
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_interrupted_while_rows_are_kept(tmp_path, monkeypatch, call):
+    """Wherever the interruption comes, keeping the rows once more neither doubles nor loses any."""
+    lines = [f"line {n}" for n in range(5)]
+    calls = 0
+
+    def interrupted(real):
+        def run(*arguments):
+            nonlocal calls
+            calls += 1
+            result = real(*arguments)
+            if calls == call + 1:
+                raise KeyboardInterrupt
+            return result
+
+        return run
+
+    path = tmp_path / "out.txt"
+    with TranslationFile(path, "identity") as out:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", interrupted(os.fsync))
+            patch.setattr(pathlib.Path, "replace", interrupted(pathlib.Path.replace))
+            try:
+                for line in lines[:3]:
+                    out.append(line, line.upper() + "\n")
+                    out.keep()
+            except KeyboardInterrupt:
+                pass
+        assert calls == call + 1
+        out.keep()
+        kept = out.rows
+        assert kept == call // 3 + 1
+    with TranslationFile(path, "identity") as out:
+        out.check_kept(iter(lines))
+        for line in lines[kept:]:
+            out.append(line, line.upper() + "\n")
+        out.keep()
+        out.finish()
+    assert path.read_text().splitlines() == [line.upper() for line in lines]
 
 
 def test_what_is_before_a_mistake_is_kept(tmp_path, checkpoint, model):

@@ -429,6 +429,8 @@ def test_wrong_calls(marian):
         model.translate(["ka"], beams=2)
     with pytest.raises(TypeError, match="num_beams is called beam_size here"):
         model.translate(["ka"], num_beams=2)
+    with pytest.raises(TypeError, match=r"n_best_stream\(texts, count\)"):
+        model.translate(["ka"], num_return_sequences=2)
     with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
         model.translate_stream(["ka"], beam_size=0)
     with pytest.raises(ValueError, match="count must be at least 1"):

@@ -54,7 +54,7 @@ class GrowingFile:
         self._anew = f"delete {self.state_file.name} to begin anew"
         self._identity = f"{type(self).__name__} {identity}"
         self._digest = hashlib.sha256()
-        self.rows = 0
+        self.rows, self._size = 0, 0  # what counts
         # not truncated: whether it is empty is decided below, under the lock
         self._stream: BinaryIO = open(  # noqa: SIM115  __exit__ closes it
             os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b"
@@ -90,7 +90,7 @@ class GrowingFile:
                     f"{self._anew}"
                 )
             check_text(f"texts[{number}]", text)
-            self._add_to_digest(text)
+            _add(self._digest, text)
         if self.rows and self._digest.hexdigest() != self._expected:
             raise ValueError(
                 f"the first {self.rows} texts are not those that {self.partial} was made from; "
@@ -98,14 +98,25 @@ class GrowingFile:
             )
 
     def extend(self, texts: Sequence[str], block: bytes) -> None:
-        """Write the rows of `texts`, and return when they count."""
+        """Write the rows of `texts`, and return when they count.
+
+        Nothing here counts them before the small file does: a call that was interrupted, or that
+        failed, may be repeated and writes the same rows in the same place.
+        """
+        self._stream.truncate(self._stream.seek(self._size))
         self._stream.write(block)
         self._stream.flush()
         os.fsync(self._stream.fileno())
+        digest = self._digest.copy()
         for text in texts:
-            self._add_to_digest(text)
-        self.rows += len(texts)
-        self._write_state()
+            _add(digest, text)
+        rows, size = self.rows + len(texts), self._stream.tell()
+        new = self._new_state(rows, size, digest.hexdigest())
+        try:
+            new.replace(self.state_file)
+        finally:
+            if not new.exists():  # interrupted just behind it: the rows count all the same
+                self.rows, self._size, self._digest = rows, size, digest
 
     def finish(self) -> None:
         """Make the finished file."""
@@ -161,26 +172,23 @@ class GrowingFile:
                 )
             self._stream.truncate(size)
             self._stream.seek(size)
-            self.rows = rows
+            self.rows, self._size = rows, size
             return texts
         self._stream.truncate(0)
-        self._stream.write(self._start())
+        self._size = self._stream.write(self._start())
         return ""
 
-    def _add_to_digest(self, text: str) -> None:
-        data = text.encode()
-        self._digest.update(len(data).to_bytes(8, "little") + data)
-
-    def _write_state(self) -> None:
-        state = {
-            "rows": self.rows,
-            "bytes": self._stream.tell(),
-            "texts": self._digest.hexdigest(),
-            "identity": self._identity,
-        }
+    def _new_state(self, rows: int, size: int, texts: str) -> Path:
+        """What takes the place of the small file."""
+        state = {"rows": rows, "bytes": size, "texts": texts, "identity": self._identity}
         temporary = self.state_file.with_name(f"{self.state_file.name}.new")
         with temporary.open("w", encoding="utf-8") as stream:
             json.dump(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(self.state_file)
+        return temporary
+
+
+def _add(digest: "hashlib._Hash", text: str) -> None:
+    data = text.encode()
+    digest.update(len(data).to_bytes(8, "little") + data)

@@ -259,14 +259,12 @@ class TranslationFile(GrowingFile):
 
     def __init__(self, path: Path, identity: str, *, restart: bool = False) -> None:
         super().__init__(path, identity, restart=restart)
-        self._waiting: list[str] = []
-        self._block: list[str] = []
+        self._waiting: list[tuple[str, str]] = []  # in pairs: an interruption parts none
         self._kept_at = time.monotonic()
 
     def append(self, line: str, text: str) -> None:
         """Write the row of `line`; it counts before long."""
-        self._waiting.append(line)
-        self._block.append(text)
+        self._waiting.append((line, text))
         passed = time.monotonic() - self._kept_at
         if passed >= KEEP_SECONDS or len(self._waiting) >= KEEP_LINES:
             self.keep()
@@ -274,8 +272,14 @@ class TranslationFile(GrowingFile):
     def keep(self) -> None:
         """Let the rows so far count."""
         if self._waiting:
-            self.extend(self._waiting, "".join(self._block).encode())
-        self._waiting, self._block, self._kept_at = [], [], time.monotonic()
+            lines, block = zip(*self._waiting, strict=True)
+            rows = self.rows
+            try:
+                self.extend(lines, "".join(block).encode())
+            finally:
+                if self.rows > rows:  # interrupted behind it: they count
+                    self._waiting = []
+        self._kept_at = time.monotonic()
 
 
 def one_line(text: str) -> str:

@@ -662,6 +662,11 @@ class TranslationModel:
                 check_size(operation, **{name: size})
         if "num_beams" in settings:
             raise TypeError(f"{operation}: num_beams is called beam_size here")
+        if "num_return_sequences" in settings:
+            raise TypeError(
+                f"{operation}: num_return_sequences is for generate(); n_best_stream(texts, count) "
+                "gives several translations of each text"
+            )
         return self.settings.replace(
             num_beams=beam_size,
             max_new_tokens=max_new_tokens,
