@@ -621,10 +621,21 @@ void decoder_step(const DecoderBlock* blocks, int64_t count, const ConstView& x,
 void copy_slots(const MutableView* keys, const MutableView* values, int64_t count, const int64_t* from,
                 const int64_t* to, const int64_t* lengths, int64_t copies) {
   const char* op = "copy_slots";
+  std::vector<int64_t> ends(from, from + copies);  // slots that are read or written
+  ends.insert(ends.end(), to, to + copies);
+  std::sort(ends.begin(), ends.begin() + copies);
+  std::sort(ends.begin() + copies, ends.end());
+  for (int64_t i = 0; i < copies; ++i) {
+    const int64_t slot = ends[copies + i];
+    FASTMHA_CHECK(i == 0 || slot != ends[copies + i - 1], op, ": slot ", slot, " is copied to twice");
+    FASTMHA_CHECK(!std::binary_search(ends.begin(), ends.begin() + copies, slot), op, ": slot ", slot,
+                  " is copied to and from");
+  }
   double bytes = 0;
   for (int64_t b = 0; b < count; ++b) {
     for (const MutableView& half : {keys[b], values[b]}) {
-      FASTMHA_CHECK(half.rank == 4, op, ": keys and values must have 4 axes, got ", shape_text(half));
+      FASTMHA_CHECK(half.rank == 4 && half.data != nullptr && half.strides[3] == 1, op,
+                    ": keys and values must have 4 axes, the last one contiguous, got ", shape_text(half));
       for (int64_t i = 0; i < copies; ++i) {
         FASTMHA_CHECK(from[i] >= 0 && from[i] < half.shape[0] && to[i] >= 0 && to[i] < half.shape[0] &&
                           lengths[i] >= 0 && lengths[i] <= half.shape[2],

@@ -91,9 +91,11 @@ void finish(const TopK& call, const Scratch& scratch, int64_t index) {
   const int64_t found = std::min(count, k);
   std::partial_sort(keys, keys + found, keys + count, std::greater<int64_t>());
   for (int64_t i = 0; i < found; ++i) ids[i] = top_k_column(keys[i]);
-  for (int64_t i = found, column = 0; i < k; ++column) {
-    if (std::isnan(row[column])) ids[i++] = column;
+  int64_t filled = found;
+  for (int64_t column = 0; filled < k && column < call.columns(); ++column) {
+    if (std::isnan(row[column])) ids[filled++] = column;
   }
+  std::fill(ids + filled, ids + k, 0);  // only where somebody writes the row meanwhile
   float* const values = call.values.data + index * call.values.strides[0];
   for (int64_t i = 0; i < k; ++i) values[i] = row[ids[i]];
   if (call.lse != nullptr) {

@@ -418,6 +418,10 @@ TEST(decoder_step_errors_and_copies) {
   }
   const int64_t wrong[] = {7, 1};
   CHECK_THROWS(copy_slots(&block.key, &block.value, 1, wrong, to, lengths, 2), "slots must lie in 0 .. 6");
+  const int64_t twice[] = {4, 4}, chain[] = {2, 1};
+  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, from, twice, lengths, 2), "slot 4 is copied to twice");
+  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, from, chain, lengths, 2),
+               "slot 1 is copied to and from");
 }
 
 TEST(attention_is_that_of_its_parts) {
