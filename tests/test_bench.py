@@ -21,6 +21,18 @@ def from_checkout(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)  # bench runs from the checkout, it is not installed
 
 
+@pytest.fixture(autouse=True)
+def inference_mode_ends():
+    """A rival enters it for the rest of its process, which here has tests that train."""
+    import torch
+
+    yield
+    if torch.is_inference_mode_enabled():
+        from bench.rivals import torch as pytorch
+
+        pytorch._inference.__exit__(None, None, None)
+
+
 def case_of(**answers):
     from bench import harness
     from bench.rivals import Call
