@@ -399,7 +399,7 @@ TEST(decoder_step_errors_and_copies) {
   fails([](auto&, auto&, auto&, auto&, auto& added, auto&...) { added[0] = 2; },
         "new_lengths must be from 0 to 1");
   fails([](auto&, auto&, auto&, auto&, auto&, auto& start) { start = 56; },
-        "source 0 has rows 56 to 61 of a");
+        "source 0 has 5 rows from 56 on, of a memory of 60");
 
   const std::vector<float> before = decoding.value;
   DecoderBlock block = decoding.block(0);
