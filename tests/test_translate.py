@@ -161,6 +161,34 @@ def test_progress_with_rate_and_time_left(tmp_path, checkpoint):
         assert word in seen.decode()
 
 
+@pytest.mark.parametrize("name", ["translate", "embed"])
+def test_what_an_output_must_not_replace(tmp_path, name):
+    """Before a model is read: a pipe or a directory, also with --force, and what is read."""
+    fifo, folder, source = tmp_path / "fifo", tmp_path / "folder", tmp_path / "texts.txt"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    write_lines(source, ["kalo"])
+    read = ["-f", source] if name == "translate" else [source]
+    missing = tmp_path / "missing"
+    for arguments, message in (
+        ([*read, "-o", fifo], f"{fifo} is no regular file .* write > {fifo}"),
+        ([*read, "-o", "/dev/null"], "/dev/null is no regular file"),
+        ([*read, "-o", folder], f"{folder} is a directory; name a file"),
+        ([*read, "-o", source], f"{source} is read and would be replaced"),
+        (["-o", source], f"{source} is read and would be replaced"),
+    ):
+        for force in ([], ["--force"]):
+            called = command("--model", missing, *arguments, *force)
+            called[called.index("translate")] = name
+            with source.open() as stdin:
+                result = subprocess.run(called, stdin=stdin, capture_output=True, text=True)
+            assert result.returncode == 1
+            assert re.fullmatch(f"fastmha: {message}.*\n", result.stderr), result.stderr
+    assert fifo.is_fifo()
+    assert source.read_text() == "kalo\n"
+    assert sorted(tmp_path.iterdir()) == [fifo, folder, source]
+
+
 # ---- interruptions ------------------------------------------------------------------------------
 
 

@@ -108,12 +108,30 @@ def fail(message: str) -> None:
     raise typer.Exit(1)
 
 
-def check_output(output: Path, force: bool) -> None:
-    """A file that can be written is named."""
+def check_output(output: Path, force: bool, sources: list[Path]) -> None:
+    """A file that can be written, and that nothing is read from, is named."""
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a directory; name a file")
+    # The finished file takes the place of what is there: of a pipe, or of /dev/null.
+    if output.exists() and not output.is_file():
+        raise ValueError(
+            f"{output} is no regular file and cannot be replaced by one; leave --output out and "
+            f"write > {output}"
+        )
+    if any(_is_same_file(output, source) for source in sources):
+        raise ValueError(f"{output} is read and would be replaced; name another file")
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists; --force replaces it")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent} is not a directory")
+
+
+def _is_same_file(output: Path, source: Path) -> bool:
+    try:
+        read = os.fstat(0) if source == STANDARD else source.stat()
+        return os.path.samestat(read, output.stat())
+    except OSError:  # one of them is not there, or stdin is closed
+        return False
 
 
 @contextmanager

@@ -100,9 +100,9 @@ def embed(
         sources = files or [STANDARD]
         if not files and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to embed: give a file, or a pipe")
+        if output != STANDARD:  # first: a directory's name has no format at its end
+            check_output(output, force, sources)
         kind = _format(output, format)
-        if output != STANDARD:
-            check_output(output, force)
         loaded = fm.load(model, dtype)
         if not isinstance(loaded, EncoderModel):
             raise ValueError(f"{model} is not an encoder: it gives no sentence embeddings")

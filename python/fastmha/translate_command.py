@@ -145,8 +145,9 @@ def translate(
         if not text and not file and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to translate: give a sentence, --file, or a pipe")
         _hint_at_files(text or [])
+        sources = file or ([] if text else [STANDARD])
         if output != STANDARD:
-            check_output(output, force)
+            check_output(output, force, sources)
         if beam is not None and n_best > beam:
             raise ValueError(f"--n-best ({n_best}) must be at most --beam ({beam})")
         loaded = fm.load(model or demo_model_path())
@@ -156,7 +157,7 @@ def translate(
             **{"beam_size": beam, "max_new_tokens": max_new_tokens, "truncate": truncate},
             **{"src_lang": src_lang, "tgt_lang": tgt_lang},
         }
-        job = Job(loaded, text or [], file or ([] if text else [STANDARD]), n_best, scores, options)
+        job = Job(loaded, text or [], sources, n_best, scores, options)
         if output == STANDARD:
             job.to_stdout(batch)
         else:
