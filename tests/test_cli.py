@@ -533,6 +533,16 @@ def test_an_unknown_instruction_set_is_a_line(monkeypatch):
     assert "ImportError: FASTMHA_ISA=bogus is unknown" in imported.stderr
 
 
+@pytest.mark.parametrize("text", ["abc", "0"])
+def test_a_senseless_number_of_threads_is_a_line(monkeypatch, text):
+    """As for an instruction set: the core refuses it while it is imported."""
+    monkeypatch.setenv("FASTMHA_NUM_THREADS", text)
+    _, err = run("info", expect=1)
+    assert err.startswith("fastmha: FASTMHA_NUM_THREADS must be a whole number from 1 to ")
+    assert err.endswith(f", got '{text}'\n")
+    assert err.count("\n") == 1
+
+
 def test_what_the_system_says_comes_without_its_number(tmp_path):
     _, err = run("translate", "--file", tmp_path / "absent.txt", expect=1)
     assert err == f"fastmha: {tmp_path / 'absent.txt'}: No such file or directory\n"
