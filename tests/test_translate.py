@@ -192,7 +192,7 @@ def test_what_an_output_must_not_replace(tmp_path, name):
 # ---- interruptions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted(tmp_path, checkpoint, model, stop):
     """No line is lost or there twice, and the file is what it is without a stop."""
     texts = varied(12000)
@@ -219,13 +219,14 @@ def test_interrupted(tmp_path, checkpoint, model, stop):
         if rows_kept():
             break
     process.send_signal(stop)
-    assert process.wait(timeout=60) == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    killed = stop == signal.SIGKILL
+    assert process.wait(timeout=60) == (-stop if killed else 128 + stop)
     process.stdin.close()
     err = process.stderr.read()
     process.stderr.close()
     rows = rows_kept()
     assert 0 < rows < len(texts)
-    if stop == signal.SIGINT:
+    if not killed:
         assert f"stopped; {rows} rows are kept" in err
     with out.with_name("out.txt.partial").open("ab") as partial:
         partial.write(b"half a li")  # as if it had been stopped while it wrote

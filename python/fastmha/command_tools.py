@@ -2,6 +2,7 @@
 that come back as one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,10 @@ def set_threads(threads: int | None) -> None:
         fm.set_num_threads(threads)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what timeout, docker stop and batch systems send in place of Ctrl-C."""
+
+
 @contextmanager
 def mistakes_as_one_line() -> Iterator[None]:
     """Turn what a user can get wrong into a line on stderr, and a reader that left into silence."""
@@ -92,8 +97,10 @@ def mistakes_as_one_line() -> Iterator[None]:
         fail(_in_words(error))
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         fail(str(error))
+    except Terminated:
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _in_words(error: OSError) -> str:
@@ -144,7 +151,10 @@ def going_on(
         out.check_kept(texts)
         if out.rows:
             print(f"fastmha: going on after {out.rows} rows", file=sys.stderr)
-        with progress_bar(what, unit, sources, out.rows, to_file=True) as bar:
+        with (
+            _sigterm_interrupts(),
+            progress_bar(what, unit, sources, out.rows, to_file=True) as bar,
+        ):
             yield bar
     except KeyboardInterrupt:
         print(
@@ -153,6 +163,24 @@ def going_on(
             file=sys.stderr,
         )
         raise
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """While this lasts, SIGTERM stops a job where Ctrl-C would, so that its rows are kept."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:  # ignored: whoever started this process wants that
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class RateColumn(ProgressColumn):
