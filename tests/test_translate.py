@@ -311,16 +311,51 @@ def test_a_job_goes_on_with_the_same_input_and_model_only(tmp_path, checkpoint, 
     other = ("--model", multilingual, "--tgt-lang", "de", "-f", source, "-o", out)
     for changed, message in (
         (other, "made by another model"),
-        ((*arguments, "--beam", 2), "with other settings"),
-        ((*arguments, "--scores"), "with other settings"),
-        ((*arguments, "--max-new-tokens", 3), "with other settings"),
+        ((*arguments, "--beam", 2), "made with other settings"),
+        ((*arguments, "--scores"), "made with other settings"),
+        ((*arguments, "--max-new-tokens", 3), "made with other settings"),
     ):
-        assert message in run(*changed, expect=1)[1]
+        err = run(*changed, expect=1)[1]
+        assert f"was {message}; --restart begins anew\n" in err
     write_lines(source, ["kalo", "tura", "mine"])
-    assert "the first 3 texts are not those" in run(*arguments, expect=1)[1]
+    err = run(*arguments, expect=1)[1]
+    assert "the first 3 texts are not those" in err
+    assert err.endswith("; --restart begins anew\n")
     # neither the batch nor the threads are settings that a result depends on
     write_lines(source, ["kalo", "mine", "tura", "shi"])
     assert "going on after 3 rows" in run(*arguments, "--batch", 1, "--threads", 1)[1]
+
+
+def test_which_instruction_set_a_job_began_on_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "out.txt"
+    with TranslationFile(path, "bits", settings="x") as out:
+        out.append("a", "A\n")
+        out.keep()
+    monkeypatch.setattr("fastmha.growing_file.isa", lambda: "other")
+    with TranslationFile(path, "bits", settings="x") as out:  # the same bits are enough
+        assert out.rows == 1
+    message = f"was made on the instruction set {fm.isa()}, not other; delete out.txt.partial.json"
+    with pytest.raises(ValueError, match=message):
+        TranslationFile(path, "other bits", settings="x")
+
+
+def test_stopped_between_the_end_and_the_removal_of_the_state(tmp_path):
+    """The state of a finished file, which names rows that no longer are in a partial one."""
+    path = tmp_path / "out.txt"
+    with TranslationFile(path, "identity") as out:
+        out.append("a", "A\n")
+        out.keep()
+        kept = out.state_file.read_bytes()
+        out.finish()
+        out.state_file.write_bytes(kept)
+    with TranslationFile(path, "identity") as out:
+        assert out.rows == 0
+        assert not out.state_file.exists()
+        assert path.read_text() == "A\n"
+        out.append("b", "B\n")
+        out.keep()
+        out.finish()
+    assert path.read_text() == "B\n"
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path, checkpoint):

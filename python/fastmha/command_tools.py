@@ -31,6 +31,7 @@ from fastmha.growing_file import GrowingFile
 from fastmha.lines import utf8
 
 __all__ = [
+    "BEGIN_ANEW",
     "STANDARD",
     "Command",
     "Force",
@@ -53,6 +54,7 @@ Threads = Annotated[
 
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew after an interruption.")]
+BEGIN_ANEW = "--restart begins anew"  # what messages about an interrupted job advise
 
 
 class _WithoutTypes:

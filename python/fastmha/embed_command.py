@@ -12,6 +12,7 @@ import typer
 import fastmha as fm
 from fastmha._types import Float32
 from fastmha.command_tools import (
+    BEGIN_ANEW,
     STANDARD,
     Force,
     Restart,
@@ -143,7 +144,9 @@ class Job:
 
     def to_file(self, path: Path, kind: type[EmbeddingFile], restart: bool) -> None:
         identity = self.model.fingerprint(self._encode)
-        with kind(path, self.model.embedding_dim, identity, restart=restart) as out:
+        with kind(
+            path, self.model.embedding_dim, identity, restart=restart, anew=BEGIN_ANEW
+        ) as out:
             texts = lines([], self.sources)
             with going_on(out, texts, "embedding", "texts", self.sources) as (bar, task):
                 for rows in write_embeddings(out, texts, self._encode):

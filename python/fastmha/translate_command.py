@@ -15,6 +15,7 @@ import typer
 
 import fastmha as fm
 from fastmha.command_tools import (
+    BEGIN_ANEW,
     STANDARD,
     Force,
     Restart,
@@ -189,9 +190,12 @@ class Job:
                 bar.advance(task)
 
     def to_file(self, path: Path, batch: int, restart: bool) -> None:
-        settings = [self.n_best, self.scores, *self.options.values()]
-        identity = f"{self.model.fingerprint()} {settings} {self.model.settings}"
-        with TranslationFile(path, identity, restart=restart) as out:
+        options = [self.n_best, self.scores, *self.options.values()]
+        settings = f"{options} {self.model.settings}"
+        model = self.model.fingerprint()
+        with TranslationFile(
+            path, model, settings=settings, restart=restart, anew=BEGIN_ANEW
+        ) as out:
             source = self._lines()
             with going_on(out, source, "translating", "lines", self._counted) as (bar, task):
                 try:
@@ -258,8 +262,16 @@ class Job:
 class TranslationFile(GrowingFile):
     """Lines of translations that are being written."""
 
-    def __init__(self, path: Path, identity: str, *, restart: bool = False) -> None:
-        super().__init__(path, identity, restart=restart)
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        *,
+        settings: str | None = None,
+        restart: bool = False,
+        anew: str | None = None,
+    ) -> None:
+        super().__init__(path, identity, settings=settings, restart=restart, anew=anew)
         self._waiting: list[tuple[str, str]] = []  # in pairs: an interruption parts none
         self._kept_at = time.monotonic()
 
