@@ -264,6 +264,26 @@ def test_lines_before_one_that_is_too_long_are_translated():
     assert err.startswith("fastmha: line 3: 2001 tokens")
 
 
+def test_lines_are_counted_in_their_own_file(tmp_path):
+    """Those that are too long and those with unknown characters, as those that are not UTF-8."""
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text(f"{HAMBURGER}\n" * 3, "utf-8")
+    second.write_text(f"{UNKNOWN}\n{HAMBURGER}\n{'我' * 2000}\n{HAMBURGER}\n", "utf-8")
+    for options in ([], ["-o", tmp_path / "out.txt"], ["-o", tmp_path / "out.txt"]):
+        unknown, *_, too_long = run("translate", "-f", first, "-f", second, *options, expect=1)[
+            1
+        ].splitlines()
+        assert too_long.startswith(f"fastmha: {second}: line 3: 2001 tokens")
+        if "going on" not in unknown:
+            assert unknown.startswith(f"fastmha: {second}: line 1: unknown to the model")
+    stdin = f"{HAMBURGER}\n{UNKNOWN}\n"
+    err = run("translate", UNKNOWN, "-f", first, "-f", "-", stdin=stdin)[1]
+    assert [line.partition(": unknown")[0] for line in err.splitlines()] == [
+        "fastmha: arguments: line 1",
+        "fastmha: stdin: line 2",
+    ]
+
+
 def test_a_file_name_among_the_sentences_gets_a_hint(tmp_path):
     file = tmp_path / "lines.txt"
     file.write_text(HAMBURGER, "utf-8")

@@ -416,14 +416,14 @@ def test_a_file_finished_between_open_and_lock_stays(
 
 def test_a_carriage_return_within_a_line_is_text(tmp_path: Path) -> None:
     """As for wc: rows must line up with what other tools count. A byte order mark is no text."""
-    from fastmha.lines import lines
+    from fastmha.lines import Lines
 
     path = tmp_path / "texts.txt"
     path.write_bytes(b"\xef\xbb\xbfa\rb\nc\r\n\r\r\nd")
     expected = ["a\rb", "c", "\r", "d"]
-    assert list(lines([], [path])) == expected
-    code = "from pathlib import Path; from fastmha.lines import lines; "
-    code += "print(list(lines([], [Path('-')])))"
+    assert list(Lines([], [path])) == expected
+    code = "from pathlib import Path; from fastmha.lines import Lines; "
+    code += "print(list(Lines([], [Path('-')])))"
     with path.open("rb") as stream:
         piped = subprocess.run(
             [sys.executable, "-c", code], stdin=stream, capture_output=True, text=True

@@ -98,7 +98,7 @@ def attend(
             output.write_text(encoder_page(text, encoded), "utf-8")
             print(output)
             return
-        name_unknown(loaded, 1, text)
+        name_unknown(loaded, "line 1", text)
         maps = loaded.attention(
             text,
             beam_size=beam,

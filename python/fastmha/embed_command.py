@@ -32,7 +32,7 @@ from fastmha.embed_files import (
     write_embeddings,
 )
 from fastmha.encoder_model import BATCH_TOKENS, EncoderModel
-from fastmha.lines import chunks, lines
+from fastmha.lines import Lines, chunks
 
 __all__ = ["embed"]
 
@@ -137,7 +137,7 @@ class Job:
 
     def to_stdout(self) -> None:
         with progress_bar("embedding", "texts", self.sources) as (bar, task):
-            for _, texts in chunks(lines([], self.sources), CHUNK):
+            for _, texts in chunks(Lines([], self.sources), CHUNK):
                 sys.stdout.write(json_lines(texts, self._encode(texts)).decode())
                 sys.stdout.flush()
                 bar.advance(task, len(texts))
@@ -147,7 +147,7 @@ class Job:
         with kind(
             path, self.model.embedding_dim, identity, restart=restart, anew=BEGIN_ANEW
         ) as out:
-            texts = lines([], self.sources)
+            texts = Lines([], self.sources)
             with going_on(out, texts, "embedding", "texts", self.sources) as (bar, task):
                 for rows in write_embeddings(out, texts, self._encode):
                     bar.advance(task, rows)

@@ -28,7 +28,7 @@ from fastmha.command_tools import (
 )
 from fastmha.decoding import BATCH_SIZE
 from fastmha.growing_file import GrowingFile
-from fastmha.lines import lines
+from fastmha.lines import Lines
 from fastmha.models import demo_model_path
 from fastmha.translation_model import Translation, TranslationModel
 from fastmha.translation_texts import TextTooLongError
@@ -184,7 +184,7 @@ class Job:
         # Somebody types sentences and waits for each translation.
         typed = STANDARD in self.files and sys.stdin is not None and sys.stdin.isatty()
         with self._progress() as (bar, task):
-            for _, out in self._translated(self._lines(), 1, batch, one_by_one=typed):
+            for _, out in self._translated(self._lines(), batch, one_by_one=typed):
                 sys.stdout.write(out)
                 sys.stdout.flush()
                 bar.advance(task)
@@ -199,15 +199,15 @@ class Job:
             source = self._lines()
             with going_on(out, source, "translating", "lines", self._counted) as (bar, task):
                 try:
-                    for line, text in self._translated(source, out.rows + 1, batch):
+                    for line, text in self._translated(source, batch):
                         out.append(line, text)
                         bar.advance(task)
                 finally:
                     out.keep()
             out.finish()
 
-    def _lines(self) -> Iterator[str]:
-        return lines(self.text, self.files)
+    def _lines(self) -> Lines:
+        return Lines(self.text, self.files)
 
     @property
     def _counted(self) -> list[Path]:
@@ -218,27 +218,25 @@ class Job:
         return progress_bar("translating", "lines", self._counted)
 
     def _translated(
-        self, source: Iterator[str], first: int, batch: int, *, one_by_one: bool = False
+        self, source: Lines, batch: int, *, one_by_one: bool = False
     ) -> Iterator[tuple[str, str]]:
-        """Each line with what is written for it; `first` is the number of the first."""
-        waiting: deque[str] = deque()
+        """Each line with what is written for it."""
+        waiting: deque[tuple[str, str]] = deque()  # lines that were read ahead, and their places
 
         def read() -> Iterator[str]:
-            for number, line in enumerate(source, first):
-                name_unknown(self.model, number, line)
-                waiting.append(line)
+            for line in source:
+                name_unknown(self.model, source.place, line)
+                waiting.append((line, source.place))
                 yield line
 
-        number = first
         parts = ([line] for line in read()) if one_by_one else iter([read()])
         try:
             for part in parts:
                 for found in self._found(part, batch):
-                    yield waiting.popleft(), self._written(found)
-                    number += 1
+                    yield waiting.popleft()[0], self._written(found)
         except TextTooLongError as error:
             # it is raised when all lines before it are through
-            raise ValueError(f"line {number}: {error.reason}") from None
+            raise ValueError(f"{waiting[0][1]}: {error.reason}") from None
 
     def _found(self, texts: Any, batch: int) -> Iterator[list[Translation] | list[str]]:
         options = {**self.options, "batch_size": batch}
@@ -300,13 +298,13 @@ def one_line(text: str) -> str:
     return text.replace("\r", " ").replace("\n", " ") if "\n" in text or "\r" in text else text
 
 
-def name_unknown(model: TranslationModel, number: int, line: str) -> None:
+def name_unknown(model: TranslationModel, place: str, line: str) -> None:
     """One line on stderr for a sentence with characters that the model does not know."""
     pieces = model.unknown(line)
     if pieces:
         named = ", ".join(map(str, pieces[:NAMED]))
         rest = f" and {len(pieces) - NAMED} more" if len(pieces) > NAMED else ""
-        print(f"fastmha: line {number}: unknown to the model: {named}{rest}", file=sys.stderr)
+        print(f"fastmha: {place}: unknown to the model: {named}{rest}", file=sys.stderr)
 
 
 def _hint_at_files(text: list[str]) -> None:
