@@ -39,6 +39,7 @@ __all__ = [
     "Restart",
     "Threads",
     "check_output",
+    "check_place",
     "fail",
     "going_on",
     "mistakes_as_one_line",
@@ -119,8 +120,7 @@ def fail(message: str) -> None:
 
 def check_output(output: Path, force: bool, sources: list[Path]) -> None:
     """A file that can be written, and that nothing is read from, is named."""
-    if output.is_dir():
-        raise IsADirectoryError(f"{output} is a directory; name a file")
+    check_place(output)
     # The finished file takes the place of what is there: of a pipe, or of /dev/null.
     if output.exists() and not output.is_file():
         raise ValueError(
@@ -131,6 +131,12 @@ def check_output(output: Path, force: bool, sources: list[Path]) -> None:
         raise ValueError(f"{output} is read and would be replaced; name another file")
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists; --force replaces it")
+
+
+def check_place(output: Path) -> None:
+    """A name for a file in a directory that is there."""
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a directory; name a file")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent} is not a directory")
 
