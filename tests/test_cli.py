@@ -523,6 +523,8 @@ def test_attend_escapes_through_the_command(tmp_path):
 def test_attend_mistakes(tmp_path):
     _, err = run("attend", "  ", expect=1)
     assert err == "fastmha: attention: the text is blank\n"
+    _, err = run("attend", "我" * 2000, expect=1)
+    assert err.startswith("fastmha: the text has 2001 tokens, the model has ")
     # before a model is read
     for page, message in (
         (tmp_path / "no" / "page.html", f"{tmp_path / 'no'} is not a directory"),

@@ -29,6 +29,7 @@ from typer.core import TyperCommand, TyperGroup
 import fastmha as fm
 from fastmha.growing_file import GrowingFile
 from fastmha.lines import utf8
+from fastmha.translation_texts import LanguageError, TextTooLongError
 
 __all__ = [
     "BEGIN_ANEW",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 STANDARD = Path("-")
+NAMED_LANGUAGES = 10  # in a message: NLLB knows 202
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads; all that this process may use if not given."),
@@ -98,6 +100,10 @@ def mistakes_as_one_line() -> Iterator[None]:
         raise typer.Exit(0) from None
     except OSError as error:
         fail(_in_words(error))
+    except LanguageError as error:
+        fail(error.words(f"--{error.argument.replace('_', '-')}", NAMED_LANGUAGES))
+    except TextTooLongError as error:  # of one text; translate names the line of its own
+        fail(f"the text has {error.reason}")
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         fail(str(error))
     except Terminated:
