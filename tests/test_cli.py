@@ -264,6 +264,26 @@ def test_lines_before_one_that_is_too_long_are_translated():
     assert err.startswith("fastmha: line 3: 2001 tokens")
 
 
+def test_lines_are_counted_in_their_own_file(tmp_path):
+    """Those that are too long and those with unknown characters, as those that are not UTF-8."""
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text(f"{HAMBURGER}\n" * 3, "utf-8")
+    second.write_text(f"{UNKNOWN}\n{HAMBURGER}\n{'我' * 2000}\n{HAMBURGER}\n", "utf-8")
+    for options in ([], ["-o", tmp_path / "out.txt"], ["-o", tmp_path / "out.txt"]):
+        unknown, *_, too_long = run("translate", "-f", first, "-f", second, *options, expect=1)[
+            1
+        ].splitlines()
+        assert too_long.startswith(f"fastmha: {second}: line 3: 2001 tokens")
+        if "going on" not in unknown:
+            assert unknown.startswith(f"fastmha: {second}: line 1: unknown to the model")
+    stdin = f"{HAMBURGER}\n{UNKNOWN}\n"
+    err = run("translate", UNKNOWN, "-f", first, "-f", "-", stdin=stdin)[1]
+    assert [line.partition(": unknown")[0] for line in err.splitlines()] == [
+        "fastmha: arguments: line 1",
+        "fastmha: stdin: line 2",
+    ]
+
+
 def test_a_file_name_among_the_sentences_gets_a_hint(tmp_path):
     file = tmp_path / "lines.txt"
     file.write_text(HAMBURGER, "utf-8")
@@ -503,9 +523,15 @@ def test_attend_escapes_through_the_command(tmp_path):
 def test_attend_mistakes(tmp_path):
     _, err = run("attend", "  ", expect=1)
     assert err == "fastmha: attention: the text is blank\n"
-    _, err = run("attend", HAMBURGER, "-o", tmp_path / "no" / "page.html", expect=1)
-    assert err.startswith("fastmha: ")
-    assert str(tmp_path / "no" / "page.html") in err
+    _, err = run("attend", "我" * 2000, expect=1)
+    assert err.startswith("fastmha: the text has 2001 tokens, the model has ")
+    # before a model is read
+    for page, message in (
+        (tmp_path / "no" / "page.html", f"{tmp_path / 'no'} is not a directory"),
+        (tmp_path, f"{tmp_path} is a directory; name a file"),
+    ):
+        _, err = run("attend", HAMBURGER, "--model", tmp_path / "no", "-o", page, expect=1)
+        assert err == f"fastmha: {message}\n"
 
 
 # ---- info, bench, help --------------------------------------------------------------------------
@@ -531,6 +557,16 @@ def test_an_unknown_instruction_set_is_a_line(monkeypatch):
     code = [sys.executable, "-c", "import fastmha"]
     imported = subprocess.run(code, capture_output=True, text=True, check=False)
     assert "ImportError: FASTMHA_ISA=bogus is unknown" in imported.stderr
+
+
+@pytest.mark.parametrize("text", ["abc", "0"])
+def test_a_senseless_number_of_threads_is_a_line(monkeypatch, text):
+    """As for an instruction set: the core refuses it while it is imported."""
+    monkeypatch.setenv("FASTMHA_NUM_THREADS", text)
+    _, err = run("info", expect=1)
+    assert err.startswith("fastmha: FASTMHA_NUM_THREADS must be a whole number from 1 to ")
+    assert err.endswith(f", got '{text}'\n")
+    assert err.count("\n") == 1
 
 
 def test_what_the_system_says_comes_without_its_number(tmp_path):

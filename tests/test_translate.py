@@ -121,13 +121,18 @@ def test_languages(multilingual):
     assert out == as_lines(model.translate(["kalo mine"], src_lang="fr", tgt_lang="de"))
     assert out != run("--model", multilingual, *languages[:-1], "zu", "kalo mine")[0]
     for arguments, message in (
-        ((), "tgt_lang must say the language of the translation, one of af, am"),
-        (("--tgt-lang", "xx"), r"tgt_lang must be one of af, am, .*; got 'xx'"),
-        (("--tgt-lang", "de", "--src-lang", "xx"), "src_lang must be one of"),
+        ((), "--tgt-lang must say the language of the translation, one of {}\n"),
+        (("--tgt-lang", "xx"), "--tgt-lang must be one of {}; got 'xx'\n"),
+        (("--tgt-lang", "de", "--src-lang", "xx"), "--src-lang must be one of {}; got 'xx'\n"),
     ):
-        err = run("--model", multilingual, *arguments, "kalo", expect=1)[1]
-        assert re.search(message, err)
-        assert err.count("\n") == 1
+        expected = "fastmha: " + message.format(
+            "af, am, ar, ast, az, ba, be, bg, bn, br and 90 more"
+        )
+        for name in ("translate", "attend"):
+            called = command("--model", multilingual, *arguments, "kalo")
+            called[called.index("translate")] = name
+            result = subprocess.run(called, capture_output=True, text=True)
+            assert (result.returncode, result.stderr) == (1, expected)
 
 
 def test_attend(tmp_path, multilingual):
@@ -161,10 +166,38 @@ def test_progress_with_rate_and_time_left(tmp_path, checkpoint):
         assert word in seen.decode()
 
 
+@pytest.mark.parametrize("name", ["translate", "embed"])
+def test_what_an_output_must_not_replace(tmp_path, name):
+    """Before a model is read: a pipe or a directory, also with --force, and what is read."""
+    fifo, folder, source = tmp_path / "fifo", tmp_path / "folder", tmp_path / "texts.txt"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    write_lines(source, ["kalo"])
+    read = ["-f", source] if name == "translate" else [source]
+    missing = tmp_path / "missing"
+    for arguments, message in (
+        ([*read, "-o", fifo], f"{fifo} is no regular file .* write > {fifo}"),
+        ([*read, "-o", "/dev/null"], "/dev/null is no regular file"),
+        ([*read, "-o", folder], f"{folder} is a directory; name a file"),
+        ([*read, "-o", source], f"{source} is read and would be replaced"),
+        (["-o", source], f"{source} is read and would be replaced"),
+    ):
+        for force in ([], ["--force"]):
+            called = command("--model", missing, *arguments, *force)
+            called[called.index("translate")] = name
+            with source.open() as stdin:
+                result = subprocess.run(called, stdin=stdin, capture_output=True, text=True)
+            assert result.returncode == 1
+            assert re.fullmatch(f"fastmha: {message}.*\n", result.stderr), result.stderr
+    assert fifo.is_fifo()
+    assert source.read_text() == "kalo\n"
+    assert sorted(tmp_path.iterdir()) == [fifo, folder, source]
+
+
 # ---- interruptions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted(tmp_path, checkpoint, model, stop):
     """No line is lost or there twice, and the file is what it is without a stop."""
     texts = varied(12000)
@@ -191,13 +224,14 @@ def test_interrupted(tmp_path, checkpoint, model, stop):
         if rows_kept():
             break
     process.send_signal(stop)
-    assert process.wait(timeout=60) == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    killed = stop == signal.SIGKILL
+    assert process.wait(timeout=60) == (-stop if killed else 128 + stop)
     process.stdin.close()
     err = process.stderr.read()
     process.stderr.close()
     rows = rows_kept()
     assert 0 < rows < len(texts)
-    if stop == signal.SIGINT:
+    if not killed:
         assert f"stopped; {rows} rows are kept" in err
     with out.with_name("out.txt.partial").open("ab") as partial:
         partial.write(b"half a li")  # as if it had been stopped while it wrote
@@ -282,16 +316,51 @@ def test_a_job_goes_on_with_the_same_input_and_model_only(tmp_path, checkpoint, 
     other = ("--model", multilingual, "--tgt-lang", "de", "-f", source, "-o", out)
     for changed, message in (
         (other, "made by another model"),
-        ((*arguments, "--beam", 2), "with other settings"),
-        ((*arguments, "--scores"), "with other settings"),
-        ((*arguments, "--max-new-tokens", 3), "with other settings"),
+        ((*arguments, "--beam", 2), "made with other settings"),
+        ((*arguments, "--scores"), "made with other settings"),
+        ((*arguments, "--max-new-tokens", 3), "made with other settings"),
     ):
-        assert message in run(*changed, expect=1)[1]
+        err = run(*changed, expect=1)[1]
+        assert f"was {message}; --restart begins anew\n" in err
     write_lines(source, ["kalo", "tura", "mine"])
-    assert "the first 3 texts are not those" in run(*arguments, expect=1)[1]
+    err = run(*arguments, expect=1)[1]
+    assert "the first 3 texts are not those" in err
+    assert err.endswith("; --restart begins anew\n")
     # neither the batch nor the threads are settings that a result depends on
     write_lines(source, ["kalo", "mine", "tura", "shi"])
     assert "going on after 3 rows" in run(*arguments, "--batch", 1, "--threads", 1)[1]
+
+
+def test_which_instruction_set_a_job_began_on_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "out.txt"
+    with TranslationFile(path, "bits", settings="x") as out:
+        out.append("a", "A\n")
+        out.keep()
+    monkeypatch.setattr("fastmha.growing_file.isa", lambda: "other")
+    with TranslationFile(path, "bits", settings="x") as out:  # the same bits are enough
+        assert out.rows == 1
+    message = f"was made on the instruction set {fm.isa()}, not other; delete out.txt.partial.json"
+    with pytest.raises(ValueError, match=message):
+        TranslationFile(path, "other bits", settings="x")
+
+
+def test_stopped_between_the_end_and_the_removal_of_the_state(tmp_path):
+    """The state of a finished file, which names rows that no longer are in a partial one."""
+    path = tmp_path / "out.txt"
+    with TranslationFile(path, "identity") as out:
+        out.append("a", "A\n")
+        out.keep()
+        kept = out.state_file.read_bytes()
+        out.finish()
+        out.state_file.write_bytes(kept)
+    with TranslationFile(path, "identity") as out:
+        assert out.rows == 0
+        assert not out.state_file.exists()
+        assert path.read_text() == "A\n"
+        out.append("b", "B\n")
+        out.keep()
+        out.finish()
+    assert path.read_text() == "B\n"
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path, checkpoint):

@@ -54,6 +54,6 @@ with short_spins():
         import fastmha._core  # noqa: F401
     except ImportError as error:
         # The command's own code comes later: this is the place where its user gets a line.
-        if not (str(error).startswith("FASTMHA_ISA") and _is_command()):
+        if not (str(error).startswith(("FASTMHA_ISA", "FASTMHA_NUM_THREADS")) and _is_command()):
             raise
         sys.exit(f"fastmha: {error}")

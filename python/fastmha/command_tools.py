@@ -2,6 +2,7 @@
 that come back as one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +29,10 @@ from typer.core import TyperCommand, TyperGroup
 import fastmha as fm
 from fastmha.growing_file import GrowingFile
 from fastmha.lines import utf8
+from fastmha.translation_texts import LanguageError, TextTooLongError
 
 __all__ = [
+    "BEGIN_ANEW",
     "STANDARD",
     "Command",
     "Force",
@@ -37,6 +40,7 @@ __all__ = [
     "Restart",
     "Threads",
     "check_output",
+    "check_place",
     "fail",
     "going_on",
     "mistakes_as_one_line",
@@ -45,6 +49,7 @@ __all__ = [
 ]
 
 STANDARD = Path("-")
+NAMED_LANGUAGES = 10  # in a message: NLLB knows 202
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads; all that this process may use if not given."),
@@ -52,6 +57,7 @@ Threads = Annotated[
 
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew after an interruption.")]
+BEGIN_ANEW = "--restart begins anew"  # what messages about an interrupted job advise
 
 
 class _WithoutTypes:
@@ -78,6 +84,10 @@ def set_threads(threads: int | None) -> None:
         fm.set_num_threads(threads)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what timeout, docker stop and batch systems send in place of Ctrl-C."""
+
+
 @contextmanager
 def mistakes_as_one_line() -> Iterator[None]:
     """Turn what a user can get wrong into a line on stderr, and a reader that left into silence."""
@@ -90,10 +100,16 @@ def mistakes_as_one_line() -> Iterator[None]:
         raise typer.Exit(0) from None
     except OSError as error:
         fail(_in_words(error))
+    except LanguageError as error:
+        fail(error.words(f"--{error.argument.replace('_', '-')}", NAMED_LANGUAGES))
+    except TextTooLongError as error:  # of one text; translate names the line of its own
+        fail(f"the text has {error.reason}")
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         fail(str(error))
+    except Terminated:
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _in_words(error: OSError) -> str:
@@ -108,12 +124,35 @@ def fail(message: str) -> None:
     raise typer.Exit(1)
 
 
-def check_output(output: Path, force: bool) -> None:
-    """A file that can be written is named."""
+def check_output(output: Path, force: bool, sources: list[Path]) -> None:
+    """A file that can be written, and that nothing is read from, is named."""
+    check_place(output)
+    # The finished file takes the place of what is there: of a pipe, or of /dev/null.
+    if output.exists() and not output.is_file():
+        raise ValueError(
+            f"{output} is no regular file and cannot be replaced by one; leave --output out and "
+            f"write > {output}"
+        )
+    if any(_is_same_file(output, source) for source in sources):
+        raise ValueError(f"{output} is read and would be replaced; name another file")
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists; --force replaces it")
+
+
+def check_place(output: Path) -> None:
+    """A name for a file in a directory that is there."""
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a directory; name a file")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent} is not a directory")
+
+
+def _is_same_file(output: Path, source: Path) -> bool:
+    try:
+        read = os.fstat(0) if source == STANDARD else source.stat()
+        return os.path.samestat(read, output.stat())
+    except OSError:  # one of them is not there, or stdin is closed
+        return False
 
 
 @contextmanager
@@ -126,7 +165,10 @@ def going_on(
         out.check_kept(texts)
         if out.rows:
             print(f"fastmha: going on after {out.rows} rows", file=sys.stderr)
-        with progress_bar(what, unit, sources, out.rows, to_file=True) as bar:
+        with (
+            _sigterm_interrupts(),
+            progress_bar(what, unit, sources, out.rows, to_file=True) as bar,
+        ):
             yield bar
     except KeyboardInterrupt:
         print(
@@ -135,6 +177,24 @@ def going_on(
             file=sys.stderr,
         )
         raise
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """While this lasts, SIGTERM stops a job where Ctrl-C would, so that its rows are kept."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:  # ignored: whoever started this process wants that
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class RateColumn(ProgressColumn):

@@ -15,7 +15,15 @@ import typer
 
 import fastmha as fm
 from fastmha.attend_page import MOST_WEIGHTS, attend_page, encoder_page
-from fastmha.command_tools import Command, Group, Threads, fail, mistakes_as_one_line, set_threads
+from fastmha.command_tools import (
+    Command,
+    Group,
+    Threads,
+    check_place,
+    fail,
+    mistakes_as_one_line,
+    set_threads,
+)
 from fastmha.embed_command import embed
 from fastmha.encoder_model import EncoderModel
 from fastmha.models import demo_model_path
@@ -67,9 +75,10 @@ def attend(
     text: Annotated[
         str, typer.Argument(help="The sentence to translate or encode.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
-        "attention.html"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The page to write; one that exists is replaced."),
+    ] = Path("attention.html"),
     model: Model = None,
     src_lang: SourceLanguage = None,
     tgt_lang: TargetLanguage = None,
@@ -87,6 +96,7 @@ def attend(
     """
     with mistakes_as_one_line():
         set_threads(threads)
+        check_place(output)
         loaded = fm.load(model or demo_model_path())
         if isinstance(loaded, EncoderModel):
             if any(value is not None for value in (beam, max_new_tokens, src_lang, tgt_lang)):
@@ -98,7 +108,7 @@ def attend(
             output.write_text(encoder_page(text, encoded), "utf-8")
             print(output)
             return
-        name_unknown(loaded, 1, text)
+        name_unknown(loaded, "line 1", text)
         maps = loaded.attention(
             text,
             beam_size=beam,

@@ -12,6 +12,7 @@ import typer
 import fastmha as fm
 from fastmha._types import Float32
 from fastmha.command_tools import (
+    BEGIN_ANEW,
     STANDARD,
     Force,
     Restart,
@@ -31,7 +32,7 @@ from fastmha.embed_files import (
     write_embeddings,
 )
 from fastmha.encoder_model import BATCH_TOKENS, EncoderModel
-from fastmha.lines import chunks, lines
+from fastmha.lines import Lines, chunks
 
 __all__ = ["embed"]
 
@@ -100,9 +101,9 @@ def embed(
         sources = files or [STANDARD]
         if not files and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to embed: give a file, or a pipe")
+        if output != STANDARD:  # first: a directory's name has no format at its end
+            check_output(output, force, sources)
         kind = _format(output, format)
-        if output != STANDARD:
-            check_output(output, force)
         loaded = fm.load(model, dtype)
         if not isinstance(loaded, EncoderModel):
             raise ValueError(f"{model} is not an encoder: it gives no sentence embeddings")
@@ -136,15 +137,17 @@ class Job:
 
     def to_stdout(self) -> None:
         with progress_bar("embedding", "texts", self.sources) as (bar, task):
-            for _, texts in chunks(lines([], self.sources), CHUNK):
+            for _, texts in chunks(Lines([], self.sources), CHUNK):
                 sys.stdout.write(json_lines(texts, self._encode(texts)).decode())
                 sys.stdout.flush()
                 bar.advance(task, len(texts))
 
     def to_file(self, path: Path, kind: type[EmbeddingFile], restart: bool) -> None:
         identity = self.model.fingerprint(self._encode)
-        with kind(path, self.model.embedding_dim, identity, restart=restart) as out:
-            texts = lines([], self.sources)
+        with kind(
+            path, self.model.embedding_dim, identity, restart=restart, anew=BEGIN_ANEW
+        ) as out:
+            texts = Lines([], self.sources)
             with going_on(out, texts, "embedding", "texts", self.sources) as (bar, task):
                 for rows in write_embeddings(out, texts, self._encode):
                     bar.advance(task, rows)

@@ -33,15 +33,23 @@ class EmbeddingFile(GrowingFile, ABC):
 
     Parameters
     ----------
-    path, identity, restart
+    path, identity, restart, anew
         As for :class:`GrowingFile`.
     width : int
         Numbers in an embedding.
     """
 
-    def __init__(self, path: Path, width: int, identity: str, *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        identity: str,
+        *,
+        restart: bool = False,
+        anew: str | None = None,
+    ) -> None:
         self.width = width
-        super().__init__(path, f"{width} {identity}", restart=restart)
+        super().__init__(path, f"{width} {identity}", restart=restart, anew=anew)
 
     def append(self, texts: Sequence[str], embeddings: Float32) -> None:
         """Write rows, and return when they count."""
@@ -80,7 +88,15 @@ class ParquetFile(EmbeddingFile):
     can, and become Parquet at the end, block by block.
     """
 
-    def __init__(self, path: Path, width: int, identity: str, *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        identity: str,
+        *,
+        restart: bool = False,
+        anew: str | None = None,
+    ) -> None:
         self._arrow = require("pyarrow", "parquet", "writing Parquet")
         self._parquet = require("pyarrow.parquet", "parquet", "writing Parquet")
         self._schema = self._arrow.schema(
@@ -89,7 +105,7 @@ class ParquetFile(EmbeddingFile):
                 "embedding": self._arrow.list_(self._arrow.float32(), width),
             }
         )
-        super().__init__(path, width, identity, restart=restart)
+        super().__init__(path, width, identity, restart=restart, anew=anew)
 
     def _start(self) -> bytes:
         return self._schema.serialize().to_pybytes()  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from fastmha.runtime import isa
 from fastmha.texts import check_text
 
 __all__ = ["GrowingFile"]
@@ -30,9 +31,13 @@ class GrowingFile:
     path : path
         The finished file.
     identity : str
-        What must be the same for a job to go on: model, settings.
+        What must be the same for a job to go on: the model, and the settings if they are not apart.
+    settings : str, optional
+        Settings that must be the same, too; apart, a message can tell what is not the same.
     restart : bool, default False
         Forget the rows so far.
+    anew : str, optional
+        What messages advise, to begin anew; to delete a file if not given.
 
     Attributes
     ----------
@@ -47,12 +52,20 @@ class GrowingFile:
         Another process is writing it, or has just finished it.
     """
 
-    def __init__(self, path: Path, identity: str, *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        *,
+        settings: str | None = None,
+        restart: bool = False,
+        anew: str | None = None,
+    ) -> None:
         self.path = path
         self.partial = path.with_name(f"{path.name}.partial")
         self.state_file = path.with_name(f"{path.name}.partial.json")
-        self._anew = f"delete {self.state_file.name} to begin anew"
-        self._identity = f"{type(self).__name__} {identity}"
+        self._anew = anew or f"delete {self.state_file.name} to begin anew"
+        self._identity, self._settings = f"{type(self).__name__} {identity}", settings
         self._digest = hashlib.sha256()
         self.rows, self._size = 0, 0  # what counts
         # not truncated: whether it is empty is decided below, under the lock
@@ -61,7 +74,10 @@ class GrowingFile:
         )
         try:
             self._lock()
-            if restart:  # under the lock: the rows may be another process's
+            # Finished, and stopped before the small file went: there was no other partial file than
+            # the empty one that was made just now.
+            finished = self.path.exists() and os.fstat(self._stream.fileno()).st_size == 0
+            if restart or finished:  # under the lock: the rows may be another process's
                 self.state_file.unlink(missing_ok=True)
             self._expected = self._resume()
         except BaseException:
@@ -161,10 +177,9 @@ class GrowingFile:
                 identity = str(state["identity"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.state_file} is broken: {error!r}; {self._anew}") from error
-            if identity != self._identity:
+            if (identity, state.get("settings")) != (self._identity, self._settings):
                 raise ValueError(
-                    f"{self.partial} was made by another model, with other settings, or on another "
-                    f"instruction set; {self._anew}"
+                    f"{self.partial} was made {self._what_differs(state)}; {self._anew}"
                 )
             if os.fstat(self._stream.fileno()).st_size < size:
                 raise ValueError(
@@ -178,9 +193,19 @@ class GrowingFile:
         self._size = self._stream.write(self._start())
         return ""
 
+    def _what_differs(self, state: dict[str, Any]) -> str:
+        if state["identity"] == self._identity:
+            return "with other settings"
+        if state.get("isa") != isa():  # which changes the bits that models are told apart by
+            return f"on the instruction set {state.get('isa')}, not {isa()}"
+        return "by another model" + (", or with other settings" if self._settings is None else "")
+
     def _new_state(self, rows: int, size: int, texts: str) -> Path:
         """What takes the place of the small file."""
-        state = {"rows": rows, "bytes": size, "texts": texts, "identity": self._identity}
+        state = {
+            **{"rows": rows, "bytes": size, "texts": texts},
+            **{"identity": self._identity, "settings": self._settings, "isa": isa()},
+        }
         temporary = self.state_file.with_name(f"{self.state_file.name}.new")
         with temporary.open("w", encoding="utf-8") as stream:
             json.dump(state, stream)

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["check_utf8", "chunks", "lines", "utf8"]
+__all__ = ["Lines", "check_utf8", "chunks", "utf8"]
 
 # How bytes that are not UTF-8 are read: as surrogates, so that they do not stop the reading before
 # the lines in front of them are through. Arguments come decoded in the same way.
 UNDECODED = "surrogateescape"
 
 
-def lines(text: list[str], files: list[Path]) -> Iterator[str]:
+class Lines:
     """The lines of the arguments in `text`, then those of `files`; - is standard input.
 
     Raises
@@ -23,24 +23,47 @@ def lines(text: list[str], files: list[Path]) -> Iterator[str]:
     ValueError
         A line that is not UTF-8, when it is its turn; the message names its place.
     """
-    for number, sentence in enumerate(text, 1):
-        check_utf8(f"argument {number}", sentence)
-        yield from sentence.split("\n") if "\n" in sentence else [sentence]
-    for path in files:
-        if str(path) == "-":
-            yield from _stripped(utf8(sys.stdin, UNDECODED, newline="\n"), "stdin")
-        else:
-            with path.open(encoding="utf-8", errors=UNDECODED, newline="\n") as stream:
-                yield from _stripped(stream, str(path))
 
+    def __init__(self, text: list[str], files: list[Path]) -> None:
+        self._name, self._number = "", 0
+        # Alone, arguments and standard input need no name: who typed one line knows it.
+        self._several = bool(text) + len(files) > 1
+        self._lines = self._read(text, files)
 
-def _stripped(stream: Iterable[str], name: str) -> Iterator[str]:
-    """Lines end at a line feed, as for wc: a carriage return within one belongs to the text."""
-    for number, line in enumerate(stream, 1):
-        check_utf8(f"{name}: line {number}", line)
-        if number == 1:
-            line = line.removeprefix("\ufeff")  # a byte order mark is no character
-        yield line.removesuffix("\n").removesuffix("\r")
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._lines)
+
+    @property
+    def place(self) -> str:
+        """Where the line came from that was the last one so far, for messages: "a.txt: line 3"."""
+        return f"{self._name}line {self._number}"
+
+    def _read(self, text: list[str], files: list[Path]) -> Iterator[str]:
+        self._name, self._number = "arguments: " if self._several else "", 0
+        for number, sentence in enumerate(text, 1):
+            check_utf8(f"argument {number}", sentence)
+            for line in sentence.split("\n"):
+                self._number += 1
+                yield line
+        for path in files:
+            if str(path) == "-":
+                self._name = "stdin: " if self._several else ""
+                yield from self._stripped(utf8(sys.stdin, UNDECODED, newline="\n"), "stdin")
+            else:
+                self._name = f"{path}: "
+                with path.open(encoding="utf-8", errors=UNDECODED, newline="\n") as stream:
+                    yield from self._stripped(stream, str(path))
+
+    def _stripped(self, stream: Iterable[str], name: str) -> Iterator[str]:
+        """Lines end at a line feed, as for wc: a carriage return within one belongs to the text."""
+        for self._number, line in enumerate(stream, 1):
+            check_utf8(f"{name}: line {self._number}", line)
+            if self._number == 1:
+                line = line.removeprefix("\ufeff")  # a byte order mark is no character
+            yield line.removesuffix("\n").removesuffix("\r")
 
 
 def check_utf8(where: str, line: str) -> None:

@@ -15,6 +15,7 @@ import typer
 
 import fastmha as fm
 from fastmha.command_tools import (
+    BEGIN_ANEW,
     STANDARD,
     Force,
     Restart,
@@ -27,7 +28,7 @@ from fastmha.command_tools import (
 )
 from fastmha.decoding import BATCH_SIZE
 from fastmha.growing_file import GrowingFile
-from fastmha.lines import lines
+from fastmha.lines import Lines
 from fastmha.models import demo_model_path
 from fastmha.translation_model import Translation, TranslationModel
 from fastmha.translation_texts import TextTooLongError
@@ -145,8 +146,9 @@ def translate(
         if not text and not file and (sys.stdin is None or sys.stdin.isatty()):
             raise ValueError("nothing to translate: give a sentence, --file, or a pipe")
         _hint_at_files(text or [])
+        sources = file or ([] if text else [STANDARD])
         if output != STANDARD:
-            check_output(output, force)
+            check_output(output, force, sources)
         if beam is not None and n_best > beam:
             raise ValueError(f"--n-best ({n_best}) must be at most --beam ({beam})")
         loaded = fm.load(model or demo_model_path())
@@ -156,7 +158,7 @@ def translate(
             **{"beam_size": beam, "max_new_tokens": max_new_tokens, "truncate": truncate},
             **{"src_lang": src_lang, "tgt_lang": tgt_lang},
         }
-        job = Job(loaded, text or [], file or ([] if text else [STANDARD]), n_best, scores, options)
+        job = Job(loaded, text or [], sources, n_best, scores, options)
         if output == STANDARD:
             job.to_stdout(batch)
         else:
@@ -182,27 +184,30 @@ class Job:
         # Somebody types sentences and waits for each translation.
         typed = STANDARD in self.files and sys.stdin is not None and sys.stdin.isatty()
         with self._progress() as (bar, task):
-            for _, out in self._translated(self._lines(), 1, batch, one_by_one=typed):
+            for _, out in self._translated(self._lines(), batch, one_by_one=typed):
                 sys.stdout.write(out)
                 sys.stdout.flush()
                 bar.advance(task)
 
     def to_file(self, path: Path, batch: int, restart: bool) -> None:
-        settings = [self.n_best, self.scores, *self.options.values()]
-        identity = f"{self.model.fingerprint()} {settings} {self.model.settings}"
-        with TranslationFile(path, identity, restart=restart) as out:
+        options = [self.n_best, self.scores, *self.options.values()]
+        settings = f"{options} {self.model.settings}"
+        model = self.model.fingerprint()
+        with TranslationFile(
+            path, model, settings=settings, restart=restart, anew=BEGIN_ANEW
+        ) as out:
             source = self._lines()
             with going_on(out, source, "translating", "lines", self._counted) as (bar, task):
                 try:
-                    for line, text in self._translated(source, out.rows + 1, batch):
+                    for line, text in self._translated(source, batch):
                         out.append(line, text)
                         bar.advance(task)
                 finally:
                     out.keep()
             out.finish()
 
-    def _lines(self) -> Iterator[str]:
-        return lines(self.text, self.files)
+    def _lines(self) -> Lines:
+        return Lines(self.text, self.files)
 
     @property
     def _counted(self) -> list[Path]:
@@ -213,27 +218,25 @@ class Job:
         return progress_bar("translating", "lines", self._counted)
 
     def _translated(
-        self, source: Iterator[str], first: int, batch: int, *, one_by_one: bool = False
+        self, source: Lines, batch: int, *, one_by_one: bool = False
     ) -> Iterator[tuple[str, str]]:
-        """Each line with what is written for it; `first` is the number of the first."""
-        waiting: deque[str] = deque()
+        """Each line with what is written for it."""
+        waiting: deque[tuple[str, str]] = deque()  # lines that were read ahead, and their places
 
         def read() -> Iterator[str]:
-            for number, line in enumerate(source, first):
-                name_unknown(self.model, number, line)
-                waiting.append(line)
+            for line in source:
+                name_unknown(self.model, source.place, line)
+                waiting.append((line, source.place))
                 yield line
 
-        number = first
         parts = ([line] for line in read()) if one_by_one else iter([read()])
         try:
             for part in parts:
                 for found in self._found(part, batch):
-                    yield waiting.popleft(), self._written(found)
-                    number += 1
+                    yield waiting.popleft()[0], self._written(found)
         except TextTooLongError as error:
             # it is raised when all lines before it are through
-            raise ValueError(f"line {number}: {error.reason}") from None
+            raise ValueError(f"{waiting[0][1]}: {error.reason}") from None
 
     def _found(self, texts: Any, batch: int) -> Iterator[list[Translation] | list[str]]:
         options = {**self.options, "batch_size": batch}
@@ -257,8 +260,16 @@ class Job:
 class TranslationFile(GrowingFile):
     """Lines of translations that are being written."""
 
-    def __init__(self, path: Path, identity: str, *, restart: bool = False) -> None:
-        super().__init__(path, identity, restart=restart)
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        *,
+        settings: str | None = None,
+        restart: bool = False,
+        anew: str | None = None,
+    ) -> None:
+        super().__init__(path, identity, settings=settings, restart=restart, anew=anew)
         self._waiting: list[tuple[str, str]] = []  # in pairs: an interruption parts none
         self._kept_at = time.monotonic()
 
@@ -287,13 +298,13 @@ def one_line(text: str) -> str:
     return text.replace("\r", " ").replace("\n", " ") if "\n" in text or "\r" in text else text
 
 
-def name_unknown(model: TranslationModel, number: int, line: str) -> None:
+def name_unknown(model: TranslationModel, place: str, line: str) -> None:
     """One line on stderr for a sentence with characters that the model does not know."""
     pieces = model.unknown(line)
     if pieces:
         named = ", ".join(map(str, pieces[:NAMED]))
         rest = f" and {len(pieces) - NAMED} more" if len(pieces) > NAMED else ""
-        print(f"fastmha: line {number}: unknown to the model: {named}{rest}", file=sys.stderr)
+        print(f"fastmha: {place}: unknown to the model: {named}{rest}", file=sys.stderr)
 
 
 def _hint_at_files(text: list[str]) -> None:

@@ -17,7 +17,7 @@ normalisation of punctuation, whether sacremoses is installed or not.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,13 @@ from fastmha.decoding import GenerationSettings
 from fastmha.texts import check_text, read_tokenizer
 from fastmha.vocabularies import SentencePieces, TokenizerJson, Vocabulary, read_pieces
 
-__all__ = ["TextTooLongError", "TranslationTexts", "read_pair", "read_translation_texts"]
+__all__ = [
+    "LanguageError",
+    "TextTooLongError",
+    "TranslationTexts",
+    "read_pair",
+    "read_translation_texts",
+]
 
 # The languages of checkpoints whose files do not list them, in the order of their ids. (NLLB's 202
 # are in its tokenizer.json and tokenizer_config.json.)
@@ -106,6 +112,30 @@ class TextTooLongError(ValueError):
         self.index = index
         self.reason = f"{tokens} tokens, the model has {longest} positions; split it"
         super().__init__(f"translate: text {index} has {self.reason}")
+
+
+class LanguageError(ValueError):
+    """A language that is not known, or not to be said, or none where one must be.
+
+    Attributes
+    ----------
+    argument : str
+        ``src_lang`` or ``tgt_lang``.
+    """
+
+    def __init__(
+        self, argument: str, problem: str, languages: Iterable[str] = (), got: str = ""
+    ) -> None:
+        self.argument = argument
+        self._problem, self._languages, self._got = problem, list(languages), got
+        super().__init__(f"translate: {self.words(argument, len(self._languages))}")
+
+    def words(self, name: str, most: int) -> str:
+        """What is wrong with the argument, which the user knows as `name`; the `most` first
+        languages are listed."""
+        listed = ", ".join(self._languages[:most])
+        more = len(self._languages) - most
+        return f"{name} {self._problem}{listed}{f' and {more} more' if more > 0 else ''}{self._got}"
 
 
 @dataclass
@@ -213,10 +243,8 @@ class TranslationTexts:
                 return {}
             tgt_lang = self.tgt_lang
             if tgt_lang is None:
-                raise ValueError(
-                    "translate: tgt_lang must say the language of the translation, one of "
-                    f"{', '.join(self.languages)}"
-                )
+                problem = "must say the language of the translation, one of "
+                raise LanguageError("tgt_lang", problem, self.languages)
         if tgt_lang is None:
             return {}
         token = self.language("tgt_lang", tgt_lang)
@@ -228,11 +256,9 @@ class TranslationTexts:
     def language(self, argument: str, name: str) -> int:
         """The token of the language called `name`."""
         if self.convention is None or not self.languages:
-            raise ValueError(f"translate: {argument} is {name!r}, this model is not told languages")
+            raise LanguageError(argument, f"is {name!r}, this model is not told languages")
         if name not in self.languages:
-            raise ValueError(
-                f"translate: {argument} must be one of {', '.join(self.languages)}; got {name!r}"
-            )
+            raise LanguageError(argument, "must be one of ", self.languages, f"; got {name!r}")
         return self.languages[name]
 
     def _around(
@@ -247,9 +273,8 @@ class TranslationTexts:
             return self.before, self.behind
         if convention.of_target:
             if src_lang is not None:
-                raise ValueError(
-                    f"translate: src_lang is {src_lang!r}, this model is told the target's "
-                    "language alone"
+                raise LanguageError(
+                    "src_lang", f"is {src_lang!r}, this model is told the target's language alone"
                 )
             tokens = () if tgt_lang is None else (self.language("tgt_lang", tgt_lang),)
         else:
