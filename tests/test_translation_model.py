@@ -418,6 +418,37 @@ def test_texts_are_read_a_little_ahead(marian):
     assert next(read) < 600
 
 
+def test_blank_texts_are_read_a_little_ahead_too(marian):
+    """The search never sees them, and so never stopped reading."""
+    read = itertools.count()
+    found = marian.ours.translate_stream((" " for _ in itertools.islice(read, 5000)), batch_size=2)
+    assert list(itertools.islice(found, 20)) == [""] * 20
+    assert next(read) < 600
+
+
+@pytest.mark.parametrize("sampled", [{}, {"do_sample": True, "seed": 3}])
+def test_texts_between_many_blank_ones(marian, sampled):
+    texts = TEXTS[:5]
+    expected = marian.translate(texts, **sampled)
+    spread = ["", "", "\n"] * 50
+    padded = [*spread, *texts[:2], *spread, texts[2], "", texts[3], *spread, texts[4], *spread]
+    options = {**VARIED, **sampled, "batch_size": 1}
+    found = list(marian.ours.translate_stream(padded, **options))
+    assert len(found) == len(padded)
+    assert [text for text in found if text] == [text for text in expected if text]
+    assert [not text.strip() for text in padded] == [not text for text in found]
+    prefixed = list(marian.ours.translate_stream(padded, prefix="ka", **options))
+    assert [t for t in prefixed if t] == marian.translate(texts, prefix="ka", **sampled)
+
+
+def test_draws_without_a_seed_differ_behind_blank_texts_too(marian):
+    spread = [""] * 100
+    options = {**VARIED, "do_sample": True, "batch_size": 1}
+    texts = [TEXTS[0], *spread, TEXTS[0], *spread, TEXTS[0]]
+    found = [text for text in marian.ours.translate_stream(texts, **options) if text]
+    assert len(set(found)) == 3
+
+
 def test_wrong_calls(marian):
     model = marian.ours
     for method in (model.translate, model.translate_stream, model.encode_texts):

@@ -7,6 +7,7 @@ Sources join a running batch as others are finished, and a result depends on its
 
 import dataclasses
 import hashlib
+import secrets
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from fastmha.decoding import (
     stream,
 )
 from fastmha.decoding.ids import check_source
+from fastmha.decoding.scheduler import AHEAD, WINDOW
 from fastmha.families import SEQ2SEQ_FAMILIES
 from fastmha.lines import chunks
 from fastmha.nn.encoder_decoder import EncoderDecoder
@@ -723,24 +725,40 @@ class TranslationModel:
     ) -> Iterator[list[Translation]]:
         """The translations of each text; `pairs` are texts and their ids."""
         prefixes = None if prefix is None else self._prefixes(prefix, settings)
-        queue = _Queue(pairs, prefixes, settings.num_return_sequences)
-        found = generate(
-            self.network,
-            queue.sources(),
-            settings,
-            prefixes=None if prefixes is None else queue.prefixes(),
-            with_scores=with_scores,
-            batch_size=batch_size,
-        )
-        return self._in_order(found, queue)
+        queue = _Queue(pairs, prefixes, settings.num_return_sequences, batch_size)
+        if settings.seed is None:  # all runs of the search draw from the same streams
+            settings = settings.replace(seed=secrets.randbits(63))
+
+        def search() -> Iterator[list[Hypothesis]]:
+            return generate(
+                self.network,
+                queue.sources(),
+                settings,
+                prefixes=None if prefixes is None else queue.prefixes(),
+                with_scores=with_scores,
+                batch_size=batch_size,
+                first_index=queue.read,
+            )
+
+        # the first begins here: what is wrong with the settings shows before the work
+        return self._in_order(search(), search, queue)
 
     def _in_order(
-        self, found: Iterator[list[Hypothesis]], queue: "_Queue"
+        self,
+        found: Iterator[list[Hypothesis]],
+        search: Callable[[], Iterator[list[Hypothesis]]],
+        queue: "_Queue",
     ) -> Iterator[list[Translation]]:
-        for best in found:
+        """What `found` holds, then what `search` finds as long as there are texts, and the blank
+        ones between."""
+        while True:
+            for best in found:
+                yield from queue.blanks()
+                yield [Translation(self.texts.decode(h.ids), h.score, h.ids) for h in best]
             yield from queue.blanks()
-            yield [Translation(self.texts.decode(h.ids), h.score, h.ids) for h in best]
-        yield from queue.blanks()
+            if queue.exhausted:
+                return
+            found = search()
 
     def _prefixes(
         self, prefix: str | Iterable[str], settings: GenerationSettings
@@ -850,14 +868,26 @@ def _then_raise(found: Iterator[list[Translation]], reader: _Reader) -> Iterator
 
 
 class _Queue:
-    """What the search reads ahead of what it gives out: blank texts are not its affair."""
+    """What the search reads ahead of what it gives out: blank texts are not its affair.
+
+    As it does not see them, it does not count them either: when too many wait to be given out, its
+    sources end, and it has to run again for those behind.
+    """
 
     def __init__(
-        self, pairs: Iterable[tuple[str, Int64]], prefixes: Iterator[Int64] | None, count: int
+        self,
+        pairs: Iterable[tuple[str, Int64]],
+        prefixes: Iterator[Int64] | None,
+        count: int,
+        batch_size: int,
     ) -> None:
-        self._pairs, self._given, self._count = pairs, prefixes, count
+        self._pairs, self._given, self._count = iter(pairs), prefixes, count
+        self._most_blank = AHEAD * WINDOW * batch_size  # as many as it reads of others
         self._prefixes: deque[Int64] = deque()  # of sources that were read, but not the prefix
         self._blank: deque[bool] = deque()  # of all texts that were read and not given out
+        self._waiting = 0  # of these are blank
+        self.read = 0  # sources so far
+        self.exhausted = False
 
     def sources(self) -> Iterator[Int64]:
         for text, ids in self._pairs:
@@ -869,7 +899,13 @@ class _Queue:
             if not blank:
                 if prefix is not None:
                     self._prefixes.append(prefix)
+                self.read += 1
                 yield ids
+                continue
+            self._waiting += 1
+            if self._waiting >= self._most_blank:
+                return
+        self.exhausted = True
 
     def prefixes(self) -> Iterator[Int64]:
         while self._prefixes:
@@ -880,6 +916,7 @@ class _Queue:
         while self._blank:
             if not self._blank.popleft():
                 return
+            self._waiting -= 1
             yield [Translation("", 0.0, np.empty(0, np.int64))] * self._count
 
 
