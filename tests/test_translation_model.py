@@ -406,6 +406,50 @@ def test_a_mistake_comes_when_what_is_before_it_is_through(marian):
     assert found == expected[:3]
 
 
+def test_a_mistake_in_a_prefix_comes_when_what_is_before_it_is_through(marian):
+    """It threw away what was finished: the search reads prefixes ahead."""
+    texts = TEXTS[:5]
+    long = "kalo mine tura shi po de " * 20
+    expected = marian.translate(texts, prefix="ka")
+
+    def failing():
+        yield from ["ka", "ka"]
+        raise KeyError("gone")
+
+    def run(prefixes, error, match, texts=texts):
+        found = []
+        with pytest.raises(error, match=match):
+            found.extend(marian.ours.translate_stream(texts, prefix=prefixes, **VARIED))
+        return found
+
+    too_long = r"translate_stream: prefix\[3\] is too long: the model has 90 positions, so it"
+    given = ["ka", "ka", "ka", long, "ka"]
+    assert run(given, ValueError, too_long) == expected[:3]
+    # of two mistakes the one that comes first
+    assert run(given, ValueError, too_long, [*texts[:4], 5]) == expected[:3]
+    assert run(given, TypeError, r"texts\[2\] must be a str", [*texts[:2], 5]) == expected[:2]
+    assert run(["ka", 3], TypeError, r"prefix\[1\] must be a str, got int") == expected[:1]
+    assert run(["ka"] * 4, ValueError, "fewer prefixes than texts") == expected[:4]
+    assert run(["ka"] * 6, ValueError, "more prefixes than texts") == expected
+    assert run(failing(), KeyError, "gone") == expected[:2]
+    with pytest.raises(ValueError, match="translate_stream: prefix is too long"):
+        marian.ours.translate_stream(texts, prefix=long)
+
+
+def test_prefixes_that_are_wrong(marian):
+    model = marian.ours
+    assert model.translate(["ka", "", "lo"], prefix=["x", "y", ""], **VARIED)[1] == ""
+    with pytest.raises(ValueError, match="translate: there are more prefixes than texts"):
+        model.translate(["ka"], prefix=["I", "We"])
+    with pytest.raises(ValueError, match="more prefixes than texts"):
+        model.translate([], prefix=itertools.repeat("I"))
+    for wrong in (3, b"ka"):
+        with pytest.raises(TypeError, match="prefix must be a str, or an iterable of one for each"):
+            model.translate(["ka"], prefix=wrong)
+    with pytest.raises(TypeError, match="stream: prefix must be a str, got int"):
+        model.stream("ka", prefix=3)
+
+
 def test_texts_are_read_a_little_ahead(marian):
     read = itertools.count()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 
@@ -252,7 +252,8 @@ class TranslationModel:
             Languages, for models that are told them (:attr:`languages`); what the checkpoint says
             when not given.
         prefix : str or iterable of str, optional
-            What every translation, or each of them, begins with; it is part of the result.
+            What every translation begins with, or one for each text (blank ones, too); it is part
+            of the result.
         truncate : bool, default False
             Cut off what is longer than the model can read; otherwise it is an error.
         batch_size : int, default 64
@@ -273,7 +274,8 @@ class TranslationModel:
             `texts` is one string, or holds something else than strings; an unknown setting.
         ValueError
             A text with more tokens than the model has positions, or with a lone surrogate, which is
-            no character; a language that is not known or not said; sizes below 1.
+            no character; a language that is not known or not said; more or fewer prefixes than
+            texts, or one that leaves no room; sizes below 1.
 
         Warns
         -----
@@ -282,16 +284,14 @@ class TranslationModel:
         """
         check_many("translate", texts)
         texts = list(texts)
-        sources = self.encode_texts(
-            texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
-        )  # whatever is wrong with a text shows before the work begins
+        sources = self.encode_texts(texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate)
+        made = self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings)
+        prefixes = self._prefixes("translate", prefix, made)
+        # whatever is wrong with a text or a prefix shows before the work begins
+        requests = list(_paired("translate", zip(texts, sources, strict=True), prefixes))
         self._warn_of_unknown(texts, sources)
         found = self._best(
-            zip(texts, sources, strict=True),
-            self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings),
-            prefix,
-            batch_size,
-            with_scores=False,
+            requests, made, batch_size, prefixed=prefix is not None, with_scores=False
         )
         shown = tracked(found, lambda _: 1, len(texts), progress, "translating")
         return [best[0].text for best in shown]
@@ -312,8 +312,8 @@ class TranslationModel:
         """The same as :meth:`translate` for any number of texts in bounded memory.
 
         Texts are read some thousands ahead, and translations come as soon as all before them are
-        finished. What is wrong with a text, or raised by the iterator, is raised when those before
-        it are through. Unknown characters are not warned of; see :meth:`unknown`.
+        finished. What is wrong with a text or its prefix, or raised by an iterator, is raised when
+        those before it are through. Unknown characters are not warned of; see :meth:`unknown`.
 
         Yields
         ------
@@ -407,7 +407,7 @@ class TranslationModel:
         (source,) = self.encode_texts(
             [text], src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
         )
-        start = self._prefix_ids(prefix, made)
+        start = self._prefix_ids("stream: prefix", prefix, made)
         ids = stream(self.network, source, made, prefix=start) if text.strip() else iter(())
         return self._growing_text(start.tolist(), ids)
 
@@ -710,22 +710,23 @@ class TranslationModel:
             return self.texts.sources(part, longest=longest, first=first, **options)
 
         encode([], 0)  # a language that is not known shows here
-        reader = _Reader(texts, encode)
-        best = self._best(reader, settings, prefix, batch_size, with_scores=with_scores)
+        prefixes = self._prefixes(operation, prefix, settings)
+        reader = _Reader(operation, texts, encode, prefixes)
+        prefixed = prefix is not None
+        best = self._best(reader, settings, batch_size, prefixed=prefixed, with_scores=with_scores)
         return _then_raise(best, reader)
 
     def _best(
         self,
-        pairs: Iterable[tuple[str, Int64]],
+        requests: Iterable["_Request"],
         settings: GenerationSettings,
-        prefix: str | Iterable[str] | None,
         batch_size: int,
         *,
+        prefixed: bool,
         with_scores: bool,
     ) -> Iterator[list[Translation]]:
-        """The translations of each text; `pairs` are texts and their ids."""
-        prefixes = None if prefix is None else self._prefixes(prefix, settings)
-        queue = _Queue(pairs, prefixes, settings.num_return_sequences, batch_size)
+        """The translations of each text."""
+        queue = _Queue(requests, settings.num_return_sequences, batch_size)
         if settings.seed is None:  # all runs of the search draw from the same streams
             settings = settings.replace(seed=secrets.randbits(63))
 
@@ -734,7 +735,7 @@ class TranslationModel:
                 self.network,
                 queue.sources(),
                 settings,
-                prefixes=None if prefixes is None else queue.prefixes(),
+                prefixes=queue.prefixes() if prefixed else None,
                 with_scores=with_scores,
                 batch_size=batch_size,
                 first_index=queue.read,
@@ -761,19 +762,35 @@ class TranslationModel:
             found = search()
 
     def _prefixes(
-        self, prefix: str | Iterable[str], settings: GenerationSettings
-    ) -> Iterator[Int64]:
+        self, operation: str, prefix: str | Iterable[str] | None, settings: GenerationSettings
+    ) -> Iterator[Int64 | None]:
+        """The ids that each target begins with: one prefix, or none, is repeated for ever."""
+        if prefix is None:
+            return repeat(None)
         if isinstance(prefix, str):
-            yield from repeat(self._prefix_ids(prefix, settings))
-        else:
-            for each in prefix:
-                yield self._prefix_ids(each, settings)
+            return repeat(self._prefix_ids(f"{operation}: prefix", prefix, settings))
+        if isinstance(prefix, bytes) or not hasattr(prefix, "__iter__"):
+            raise TypeError(
+                f"{operation}: prefix must be a str, or an iterable of one for each text, got "
+                f"{type(prefix).__name__}"
+            )
+        return (
+            self._prefix_ids(f"{operation}: prefix[{n}]", each, settings)
+            for n, each in enumerate(prefix)
+        )
 
-    def _prefix_ids(self, prefix: str, settings: GenerationSettings) -> Int64:
+    def _prefix_ids(self, what: str, prefix: str, settings: GenerationSettings) -> Int64:
         """What a target begins with; nothing at all for an empty prefix, so that what is forced to
         come first is."""
+        check_text(what, prefix)
         (ids,) = self.texts.targets([prefix])
-        return np.concatenate([_forced(settings), ids]) if ids.size else ids
+        ids = np.concatenate([_forced(settings), ids]) if ids.size else ids
+        try:  # here, where it is known which of them it is
+            settings.longest(1 + ids.size, self.network.max_target_length)
+        except ValueError as error:
+            reason = str(error).removeprefix("generate: ")
+            raise ValueError(f"{what} is too long: {reason}") from None
+        return ids
 
     def _growing_text(self, ids: list[int], more: Iterator[int]) -> Iterator[str]:
         """The text of ids that come one by one, as far as later ones cannot change it."""
@@ -825,40 +842,68 @@ class TranslationModel:
         )
 
 
-class _Reader:
-    """Texts and their source ids, read and tokenised some at a time.
+# A text, its source ids and what its target begins with.
+_Request = tuple[str, Int64, Int64 | None]
 
-    Whatever is wrong with a text, or raised by the iterator, ends them and is kept in `mistake`.
+
+def _paired(
+    operation: str, sources: Iterable[tuple[str, Int64]], prefixes: Iterator[Int64 | None]
+) -> Iterator[_Request]:
+    """Texts and their ids, each with its prefix."""
+    none_left = object()
+    for text, ids in sources:
+        prefix = next(prefixes, none_left)
+        if prefix is none_left:
+            raise ValueError(f"{operation}: there are fewer prefixes than texts")
+        yield text, ids, cast(Int64 | None, prefix)
+    if not isinstance(prefixes, repeat) and next(prefixes, none_left) is not none_left:
+        raise ValueError(f"{operation}: there are more prefixes than texts")
+
+
+class _Reader:
+    """Texts, their source ids and prefixes, read and tokenised some at a time.
+
+    Whatever is wrong with a text or a prefix, or raised by the iterators, ends them and is kept in
+    `mistake`.
     """
 
     def __init__(
-        self, texts: Iterable[str], encode: Callable[[list[str], int], list[Int64]]
+        self,
+        operation: str,
+        texts: Iterable[str],
+        encode: Callable[[list[str], int], list[Int64]],
+        prefixes: Iterator[Int64 | None],
     ) -> None:
+        self._operation, self._prefixes = operation, prefixes
         self._chunks = chunks(iter(texts), CHUNK)
         self._encode = encode
         self.mistake: Exception | None = None
 
-    def __iter__(self) -> Iterator[tuple[str, Int64]]:
+    def __iter__(self) -> Iterator[_Request]:
         try:
-            for first, part in self._chunks:
-                yield from zip(part, self._encoded(part, first - 1), strict=False)
-                if self.mistake is not None:
-                    return
+            yield from _paired(self._operation, self._sources(), self._prefixes)
         except Exception as error:
             self.mistake = error
 
-    def _encoded(self, part: list[str], first: int) -> list[Int64]:
-        """As far as nothing is wrong."""
+    def _sources(self) -> Iterator[tuple[str, Int64]]:
+        for first, part in self._chunks:
+            sources, mistake = self._encoded(part, first - 1)
+            yield from zip(part, sources, strict=False)
+            if mistake is not None:
+                raise mistake
+
+    def _encoded(self, part: list[str], first: int) -> tuple[list[Int64], Exception | None]:
+        """As far as nothing is wrong, and what is."""
         try:
-            return self._encode(part, first)
+            return self._encode(part, first), None
         except (TypeError, ValueError):
             sources: list[Int64] = []
             try:
                 for n, text in enumerate(part, first):
                     sources += self._encode([text], n)
             except (TypeError, ValueError) as error:
-                self.mistake = error
-            return sources
+                return sources, error
+            return sources, None
 
 
 def _then_raise(found: Iterator[list[Translation]], reader: _Reader) -> Iterator[list[Translation]]:
@@ -874,14 +919,8 @@ class _Queue:
     sources end, and it has to run again for those behind.
     """
 
-    def __init__(
-        self,
-        pairs: Iterable[tuple[str, Int64]],
-        prefixes: Iterator[Int64] | None,
-        count: int,
-        batch_size: int,
-    ) -> None:
-        self._pairs, self._given, self._count = iter(pairs), prefixes, count
+    def __init__(self, requests: Iterable[_Request], count: int, batch_size: int) -> None:
+        self._requests, self._count = iter(requests), count
         self._most_blank = AHEAD * WINDOW * batch_size  # as many as it reads of others
         self._prefixes: deque[Int64] = deque()  # of sources that were read, but not the prefix
         self._blank: deque[bool] = deque()  # of all texts that were read and not given out
@@ -890,10 +929,7 @@ class _Queue:
         self.exhausted = False
 
     def sources(self) -> Iterator[Int64]:
-        for text, ids in self._pairs:
-            prefix = None if self._given is None else next(self._given, None)
-            if self._given is not None and prefix is None:
-                raise ValueError("translate: there are fewer prefixes than texts")
+        for text, ids, prefix in self._requests:
             blank = not text.strip()
             self._blank.append(blank)
             if not blank:
