@@ -355,6 +355,36 @@ def test_generation_config_counts_and_calls_override_it(tmp_path, marian):
         fm.load(tmp_path)
 
 
+def test_beams_are_refused_by_the_names_that_calls_have(tmp_path, marian):
+    """The advice was num_beams=1, which is refused, too."""
+    for file in marian.directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_beams": 4}))
+    model = fm.load(tmp_path)
+    (ids,) = model.encode_texts(["ka"])
+    for name, call in {
+        "translate": lambda: model.translate(["ka"], do_sample=True),
+        "n_best_stream": lambda: model.n_best_stream(["ka"], 2, do_sample=True),
+        "attention": lambda: model.attention("ka", do_sample=True),
+        "generate": lambda: model.generate([ids], do_sample=True),
+    }.items():
+        with pytest.raises(
+            ValueError, match=rf"{name}: .* set beam_size=1 \(the checkpoint says 4"
+        ):
+            call()
+    options = {**VARIED, "do_sample": True, "beam_size": 1, "seed": 0}
+    assert model.translate(["ka"], **options) == marian.translate(["ka"], do_sample=True, seed=0)
+    with pytest.raises(
+        ValueError, match=r"n_best_stream: count \(5\) must be at most beam_size \(2"
+    ):
+        model.n_best_stream(["ka"], 5, beam_size=2)
+    with pytest.raises(
+        ValueError, match=r"generate: num_return_sequences \(5\) .* beam_size \(4\)"
+    ):
+        model.generate([ids], num_return_sequences=5)
+
+
 def test_without_generation_config(tmp_path, marian):
     for file in marian.directory.iterdir():
         if file.name != "generation_config.json":

@@ -11,6 +11,7 @@ import secrets
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -285,7 +286,7 @@ class TranslationModel:
         check_many("translate", texts)
         texts = list(texts)
         sources = self.encode_texts(texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate)
-        made = self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings)
+        made = self._settings("translate", beam_size, max_new_tokens, tgt_lang, 1, settings)
         prefixes = self._prefixes("translate", prefix, made)
         # whatever is wrong with a text or a prefix shows before the work begins
         requests = list(_paired("translate", zip(texts, sources, strict=True), prefixes))
@@ -324,7 +325,7 @@ class TranslationModel:
         found = self._n_best_stream(
             "translate_stream",
             texts,
-            self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings),
+            self._settings("translate_stream", beam_size, max_new_tokens, tgt_lang, 1, settings),
             prefix,
             batch_size,
             with_scores=False,
@@ -369,7 +370,7 @@ class TranslationModel:
         return self._n_best_stream(
             "n_best_stream",
             texts,
-            self._settings(beam_size, max_new_tokens, tgt_lang, count, settings),
+            self._settings("n_best_stream", beam_size, max_new_tokens, tgt_lang, count, settings),
             prefix,
             batch_size,
             with_scores=True,
@@ -403,7 +404,7 @@ class TranslationModel:
         ['I', ' want', ' to', ' eat', ' a', ' hamburger']
         """
         check_text("stream: text", text)
-        made = self._settings(1, max_new_tokens, tgt_lang, 1, settings)
+        made = self._settings("stream", 1, max_new_tokens, tgt_lang, 1, settings)
         (source,) = self.encode_texts(
             [text], src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
         )
@@ -444,7 +445,7 @@ class TranslationModel:
         >>> good.total > bad.total
         True
         """
-        settings = self._settings(None, None, tgt_lang, 1, {})
+        settings = self._settings("score", None, None, tgt_lang, 1, {})
         forced = _forced(settings)
         skipped = deque[int]()
 
@@ -522,7 +523,7 @@ class TranslationModel:
         check_text("attention: text", text)
         if not text.strip():
             raise ValueError("attention: the text is blank")
-        made = self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings)
+        made = self._settings("attention", beam_size, max_new_tokens, tgt_lang, 1, settings)
         (source,) = self.encode_texts([text], src_lang=src_lang, tgt_lang=tgt_lang)
         ((target, *_),) = generate(self.network, [source], made)
         # the decoder reads the start token and what it wrote, as far as it has positions
@@ -669,15 +670,34 @@ class TranslationModel:
                 f"{operation}: num_return_sequences is for generate(); n_best_stream(texts, count) "
                 "gives several translations of each text"
             )
-        return self.settings.replace(
-            num_beams=beam_size,
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=count,
-            **settings,
-        )
+        beams = self.settings.num_beams if beam_size is None else beam_size
+        sampled = settings.get("do_sample")
+        if sampled is None:
+            sampled = self.settings.do_sample
+        # GenerationSettings would refuse these, too, but by names that no call here has
+        if sampled is True and beams > 1:
+            says = "the checkpoint says" if beam_size is None else "got"
+            raise ValueError(
+                f"{operation}: sampling with beams is not done here; set beam_size=1 ({says} "
+                f"{beams}), or do_sample=False"
+            )
+        if not sampled and count > beams:
+            name = "num_return_sequences" if operation == "generate" else "count"
+            raise ValueError(
+                f"{operation}: {name} ({count}) must be at most beam_size ({beams}), or set "
+                "do_sample=True"
+            )
+        with _called(operation):
+            return self.settings.replace(
+                num_beams=beam_size,
+                max_new_tokens=max_new_tokens,
+                num_return_sequences=count,
+                **settings,
+            )
 
     def _settings(
         self,
+        operation: str,
         beam_size: int | None,
         max_new_tokens: int | None,
         tgt_lang: str | None,
@@ -685,11 +705,13 @@ class TranslationModel:
         settings: Mapping[str, Any],
     ) -> GenerationSettings:
         """The same, for targets of a language."""
-        language = self.texts.start(tgt_lang, self.settings)
-        made = self._replaced(
-            "translate", beam_size, max_new_tokens, count, {**language, **settings}
-        )
-        made.longest(1, self.network.max_target_length)  # too long a target shows before the work
+        with _called(operation):
+            language = self.texts.start(tgt_lang, self.settings)
+            made = self._replaced(
+                operation, beam_size, max_new_tokens, count, {**language, **settings}
+            )
+            # too long a target shows before the work
+            made.longest(1, self.network.max_target_length)
         return made
 
     def _n_best_stream(
@@ -858,6 +880,19 @@ def _paired(
         yield text, ids, cast(Int64 | None, prefix)
     if not isinstance(prefixes, repeat) and next(prefixes, none_left) is not none_left:
         raise ValueError(f"{operation}: there are more prefixes than texts")
+
+
+@contextmanager
+def _called(operation: str) -> Iterator[None]:
+    """What is refused further down is refused in the name of the call."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = str(error)
+        for name in ("translate: ", "generate: ", "encode_texts: "):
+            if message.startswith(name):
+                error.args = (f"{operation}: {message.removeprefix(name)}",)
+        raise
 
 
 class _Reader:
