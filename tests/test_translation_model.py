@@ -325,6 +325,9 @@ def test_codes_of_marian(marian):
     found = marian.translate(["kalo mine"], tgt_lang="fra")
     assert found == marian.translate([">>fra<< kalo mine"])
     assert found != marian.translate(["kalo mine"])
+    # without a code it is what transformers makes of it, whatever language that is
+    assert marian.translate(["kalo mine"]) == [marian.expected("kalo mine")]
+    assert "fra" in marian.ours.languages
 
 
 # ---- settings -----------------------------------------------------------------------------------
