@@ -557,6 +557,53 @@ def test_wrong_calls(marian):
         model.translate(["ka"], prefix="kalo mine tura shi po de " * 20)
 
 
+def test_wrong_calls_are_named(marian):
+    """By the call that was made; things of another kind failed somewhere inside, or passed."""
+    model, long = marian.ours, "kalo mine tura shi po de " * 20
+    for name, error, match, call in (
+        ("translate", TypeError, "texts must be .* got NoneType", lambda: model.translate(None)),
+        ("translate", TypeError, "texts must be .* got bytes", lambda: model.translate(b"abc")),
+        ("translate", TypeError, "batch", lambda: model.translate(["ka"], batch_size=2.5)),
+        ("n_best_stream", TypeError, "ba", lambda: model.n_best_stream(["a"], 1, batch_size=2.5)),
+        ("generate", TypeError, "batch", lambda: model.generate([[5, 0]], batch_size=2.5)),
+        ("stream", TypeError, "no beam_size: it is greedy", lambda: model.stream("a", beam_size=2)),
+        ("stream", TypeError, "no setting 'beams'", lambda: model.stream("ka", beams=2)),
+        ("stream", ValueError, "text 0 has", lambda: model.stream(long)),
+        ("attention", ValueError, "text 0 has", lambda: model.attention(long)),
+        ("attention", ValueError, "tgt_lang", lambda: model.attention("ka", tgt_lang="xx")),
+        ("score", ValueError, "text 0 has", lambda: model.score([(long, "ka")])),
+        ("score", TypeError, "pair 0 must be", lambda: model.score([("ka", "x", "y")])),
+        ("score", TypeError, "pair 0 must be", lambda: model.score(["ka"])),
+        ("score", TypeError, "pair 0 must be", lambda: model.score([5])),
+        ("score", TypeError, "target 1 must be a", lambda: model.score([("a", "b"), ("a", None)])),
+        ("n_best_stream", ValueError, "text 0", lambda: list(model.n_best_stream([long], 1))),
+    ):
+        with pytest.raises(error, match=f"^{name}: .*{match}"):
+            call()
+
+
+def test_the_least_length_is_at_most_the_greatest(marian):
+    with pytest.raises(
+        ValueError, match=r"min_new_tokens \(9\) must be at most max_new_tokens \(5"
+    ):
+        marian.ours.translate(["ka"], min_new_tokens=9, max_new_tokens=5)
+
+
+def test_generate_gives_as_many_targets_as_it_was_asked_for(marian):
+    """Where there are fewer, those behind them were taken for another source's."""
+    model = marian.ours
+    ids = model.encode_texts(["ka", "lo"])
+    end = model.settings.eos_token_id[0]
+    only = [n for n in range(model.network.vocab_size) if n not in (5, end)]
+    options = {"beam_size": 4, "max_new_tokens": 1, "suppress_tokens": only}
+    (found, scores) = model.generate(ids, num_return_sequences=4, return_scores=True, **options)
+    assert len(found) == len(scores) == 8
+    assert min(scores[0], scores[4]) > -math.inf
+    assert scores[3] == scores[7] == -math.inf
+    assert found[3].size == found[7].size == 0
+    assert found[3].dtype == np.int64
+
+
 def test_unknown_characters_warn(marian):
     with pytest.warns(fm.UnknownCharacterWarning, match=r"text 1: '鲸' \(U\+9CB8\) at character 4"):
         marian.ours.translate(["ka", "lo 鲸 ka"], max_new_tokens=3)

@@ -7,6 +7,7 @@ Sources join a running batch as others are finished, and a result depends on its
 
 import dataclasses
 import hashlib
+import math
 import secrets
 import warnings
 from collections import deque
@@ -284,6 +285,7 @@ class TranslationModel:
             Characters that the model has never seen; the rest is translated all the same.
         """
         check_many("translate", texts)
+        check_size("translate", batch_size=batch_size)
         texts = list(texts)
         sources = self.encode_texts(texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate)
         made = self._settings("translate", beam_size, max_new_tokens, tgt_lang, 1, settings)
@@ -404,10 +406,15 @@ class TranslationModel:
         ['I', ' want', ' to', ' eat', ' a', ' hamburger']
         """
         check_text("stream: text", text)
+        for name in ("beam_size", "num_beams"):
+            if name in settings:
+                raise TypeError(
+                    f"stream: takes no {name}: it is greedy search, or a sample with "
+                    "do_sample=True, as beams take back what they wrote; translate() has beam_size"
+                )
         made = self._settings("stream", 1, max_new_tokens, tgt_lang, 1, settings)
-        (source,) = self.encode_texts(
-            [text], src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
-        )
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        (source,) = self._sources("stream", [text], **options)
         start = self._prefix_ids("stream: prefix", prefix, made)
         ids = stream(self.network, source, made, prefix=start) if text.strip() else iter(())
         return self._growing_text(start.tolist(), ids)
@@ -447,21 +454,17 @@ class TranslationModel:
         """
         settings = self._settings("score", None, None, tgt_lang, 1, {})
         forced = _forced(settings)
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
         skipped = deque[int]()
 
         def ids() -> Iterator[tuple[Integers, Integers]]:
-            for n, (source, target) in enumerate(pairs):
+            for n, pair in enumerate(pairs):
+                source, target = _source_and_target(n, pair)
                 if isinstance(source, str):
-                    (source,) = self.texts.sources(
-                        [source],
-                        src_lang=src_lang,
-                        tgt_lang=tgt_lang,
-                        longest=self.network.max_source_length,
-                        truncate=truncate,
-                        first=n,
-                    )
+                    (source,) = self._sources("score", [source], first=n, **options)
                 skipped.append(len(forced) if isinstance(target, str) else 0)
                 if isinstance(target, str):
+                    check_text(f"score: target {n}", target)
                     (bare,) = self.texts.targets([target], first=n)
                     target = np.concatenate([forced, bare])
                 yield source, target
@@ -482,10 +485,8 @@ class TranslationModel:
     ) -> list[Int64]:
         """The source ids of each text, with all that the model expects around them."""
         check_many("translate", texts)
-        longest = self.network.max_source_length
-        return self.texts.sources(
-            texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate, longest=longest
-        )
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        return self._sources("translate", texts, **options)
 
     def decode(self, ids: Integers | Sequence[int]) -> str:
         """The text of target ids, special tokens left out."""
@@ -524,7 +525,7 @@ class TranslationModel:
         if not text.strip():
             raise ValueError("attention: the text is blank")
         made = self._settings("attention", beam_size, max_new_tokens, tgt_lang, 1, settings)
-        (source,) = self.encode_texts([text], src_lang=src_lang, tgt_lang=tgt_lang)
+        (source,) = self._sources("attention", [text], src_lang=src_lang, tgt_lang=tgt_lang)
         ((target, *_),) = generate(self.network, [source], made)
         # the decoder reads the start token and what it wrote, as far as it has positions
         read = np.concatenate([[made.decoder_start_token_id], target.ids])
@@ -599,7 +600,8 @@ class TranslationModel:
         -------
         list of ndarray of int64
             Without start token, end token and padding. With ``num_return_sequences=n`` above 1 in
-            `settings`, n of each source next to each other, as in transformers.
+            `settings`, n of each source next to each other, as in transformers; where there are not
+            so many targets at all, empty ones of score -inf.
         list of float
             Only with `return_scores`.
 
@@ -616,6 +618,7 @@ class TranslationModel:
             "generate", beam_size, max_new_tokens, 1 if count is None else count, settings
         )
         sources = [check_source(self.network, ids, n) for n, ids in enumerate(token_ids)]
+        check_size("generate", batch_size=batch_size)
         found = generate(
             self.network,
             sources,
@@ -625,7 +628,10 @@ class TranslationModel:
             batch_size=batch_size,
         )
         shown = tracked(found, lambda _: 1, len(sources), progress, "generating")
-        targets = [target for best in shown for target in best]
+        # a flat list tells which source a target is of by its place alone
+        none = Hypothesis(np.empty(0, np.int64), -math.inf)
+        rows = ([*best, *repeat(none, made.num_return_sequences - len(best))] for best in shown)
+        targets = [target for row in rows for target in row]
         ids = [target.ids for target in targets]
         return (ids, [target.score for target in targets]) if return_scores else ids
 
@@ -714,6 +720,11 @@ class TranslationModel:
             made.longest(1, self.network.max_target_length)
         return made
 
+    def _sources(self, operation: str, texts: Sequence[str], **options: Any) -> list[Int64]:
+        """The ids of source texts; options are those of :meth:`TranslationTexts.sources`."""
+        with _called(operation):
+            return self.texts.sources(texts, longest=self.network.max_source_length, **options)
+
     def _n_best_stream(
         self,
         operation: str,
@@ -726,10 +737,10 @@ class TranslationModel:
         **options: Any,
     ) -> Iterator[list[Translation]]:
         check_many(operation, texts)
-        longest = self.network.max_source_length
+        check_size(operation, batch_size=batch_size)
 
         def encode(part: list[str], first: int) -> list[Int64]:
-            return self.texts.sources(part, longest=longest, first=first, **options)
+            return self._sources(operation, part, first=first, **options)
 
         encode([], 0)  # a language that is not known shows here
         prefixes = self._prefixes(operation, prefix, settings)
@@ -989,6 +1000,18 @@ class _Queue:
                 return
             self._waiting -= 1
             yield [Translation("", 0.0, np.empty(0, np.int64))] * self._count
+
+
+def _source_and_target(n: int, pair: Any) -> tuple[str | Integers, str | Integers]:
+    """A pair for score(), which is neither a text of two characters nor anything else."""
+    try:
+        source, target = [pair] if isinstance(pair, str) else [*pair]
+    except (TypeError, ValueError):
+        raise TypeError(f"score: pair {n} must be (source, target), got {pair!r:.80}") from None
+    for name, value in (("source", source), ("target", target)):
+        if value is None or isinstance(value, bytes):
+            raise TypeError(f"score: {name} {n} must be a str or ids, got {type(value).__name__}")
+    return source, target
 
 
 def _forced(settings: GenerationSettings) -> Int64:
