@@ -694,12 +694,20 @@ class TranslationModel:
                 "do_sample=True"
             )
         with _called(operation):
-            return self.settings.replace(
+            made = self.settings.replace(
                 num_beams=beam_size,
                 max_new_tokens=max_new_tokens,
                 num_return_sequences=count,
                 **settings,
             )
+        most, least = made.max_new_tokens, made.min_new_tokens
+        # what the files say is left alone, as by transformers, where the greatest length wins
+        given = settings.get("min_new_tokens") is not None
+        if given and most is not None and least is not None and least > most:
+            raise ValueError(
+                f"{operation}: min_new_tokens ({least}) must be at most max_new_tokens ({most})"
+            )
+        return made
 
     def _settings(
         self,

@@ -301,11 +301,6 @@ class GenerationSettings:
             raise ValueError("generate: bad_words_ids holds an empty sequence")
 
     def _check_together(self) -> None:
-        most, least = self.max_new_tokens, self.min_new_tokens
-        if most is not None and least is not None and least > most:
-            raise ValueError(
-                f"generate: min_new_tokens ({least}) must be at most max_new_tokens ({most})"
-            )
         if self.do_sample:
             if self.num_beams > 1:
                 raise ValueError(
