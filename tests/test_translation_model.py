@@ -325,6 +325,9 @@ def test_codes_of_marian(marian):
     found = marian.translate(["kalo mine"], tgt_lang="fra")
     assert found == marian.translate([">>fra<< kalo mine"])
     assert found != marian.translate(["kalo mine"])
+    # without a code it is what transformers makes of it, whatever language that is
+    assert marian.translate(["kalo mine"]) == [marian.expected("kalo mine")]
+    assert "fra" in marian.ours.languages
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -353,6 +356,36 @@ def test_generation_config_counts_and_calls_override_it(tmp_path, marian):
     file.write_text(json.dumps(settings | {"penalty_alpha": 0.6}))
     with pytest.raises(ValueError, match=r"generation_config.json: penalty_alpha is 0.6, which is"):
         fm.load(tmp_path)
+
+
+def test_beams_are_refused_by_the_names_that_calls_have(tmp_path, marian):
+    """The advice was num_beams=1, which is refused, too."""
+    for file in marian.directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_beams": 4}))
+    model = fm.load(tmp_path)
+    (ids,) = model.encode_texts(["ka"])
+    for name, call in {
+        "translate": lambda: model.translate(["ka"], do_sample=True),
+        "n_best_stream": lambda: model.n_best_stream(["ka"], 2, do_sample=True),
+        "attention": lambda: model.attention("ka", do_sample=True),
+        "generate": lambda: model.generate([ids], do_sample=True),
+    }.items():
+        with pytest.raises(
+            ValueError, match=rf"{name}: .* set beam_size=1 \(the checkpoint says 4"
+        ):
+            call()
+    options = {**VARIED, "do_sample": True, "beam_size": 1, "seed": 0}
+    assert model.translate(["ka"], **options) == marian.translate(["ka"], do_sample=True, seed=0)
+    with pytest.raises(
+        ValueError, match=r"n_best_stream: count \(5\) must be at most beam_size \(2"
+    ):
+        model.n_best_stream(["ka"], 5, beam_size=2)
+    with pytest.raises(
+        ValueError, match=r"generate: num_return_sequences \(5\) .* beam_size \(4\)"
+    ):
+        model.generate([ids], num_return_sequences=5)
 
 
 def test_without_generation_config(tmp_path, marian):
@@ -406,6 +439,50 @@ def test_a_mistake_comes_when_what_is_before_it_is_through(marian):
     assert found == expected[:3]
 
 
+def test_a_mistake_in_a_prefix_comes_when_what_is_before_it_is_through(marian):
+    """It threw away what was finished: the search reads prefixes ahead."""
+    texts = TEXTS[:5]
+    long = "kalo mine tura shi po de " * 20
+    expected = marian.translate(texts, prefix="ka")
+
+    def failing():
+        yield from ["ka", "ka"]
+        raise KeyError("gone")
+
+    def run(prefixes, error, match, texts=texts):
+        found = []
+        with pytest.raises(error, match=match):
+            found.extend(marian.ours.translate_stream(texts, prefix=prefixes, **VARIED))
+        return found
+
+    too_long = r"translate_stream: prefix\[3\] is too long: the model has 90 positions, so it"
+    given = ["ka", "ka", "ka", long, "ka"]
+    assert run(given, ValueError, too_long) == expected[:3]
+    # of two mistakes the one that comes first
+    assert run(given, ValueError, too_long, [*texts[:4], 5]) == expected[:3]
+    assert run(given, TypeError, r"texts\[2\] must be a str", [*texts[:2], 5]) == expected[:2]
+    assert run(["ka", 3], TypeError, r"prefix\[1\] must be a str, got int") == expected[:1]
+    assert run(["ka"] * 4, ValueError, "fewer prefixes than texts") == expected[:4]
+    assert run(["ka"] * 6, ValueError, "more prefixes than texts") == expected
+    assert run(failing(), KeyError, "gone") == expected[:2]
+    with pytest.raises(ValueError, match="translate_stream: prefix is too long"):
+        marian.ours.translate_stream(texts, prefix=long)
+
+
+def test_prefixes_that_are_wrong(marian):
+    model = marian.ours
+    assert model.translate(["ka", "", "lo"], prefix=["x", "y", ""], **VARIED)[1] == ""
+    with pytest.raises(ValueError, match="translate: there are more prefixes than texts"):
+        model.translate(["ka"], prefix=["I", "We"])
+    with pytest.raises(ValueError, match="more prefixes than texts"):
+        model.translate([], prefix=itertools.repeat("I"))
+    for wrong in (3, b"ka"):
+        with pytest.raises(TypeError, match="prefix must be a str, or an iterable of one for each"):
+            model.translate(["ka"], prefix=wrong)
+    with pytest.raises(TypeError, match="stream: prefix must be a str, got int"):
+        model.stream("ka", prefix=3)
+
+
 def test_texts_are_read_a_little_ahead(marian):
     read = itertools.count()
 
@@ -416,6 +493,37 @@ def test_texts_are_read_a_little_ahead(marian):
     found = marian.ours.translate_stream(endless(), max_new_tokens=3, batch_size=2)
     assert len(list(itertools.islice(found, 20))) == 20
     assert next(read) < 600
+
+
+def test_blank_texts_are_read_a_little_ahead_too(marian):
+    """The search never sees them, and so never stopped reading."""
+    read = itertools.count()
+    found = marian.ours.translate_stream((" " for _ in itertools.islice(read, 5000)), batch_size=2)
+    assert list(itertools.islice(found, 20)) == [""] * 20
+    assert next(read) < 600
+
+
+@pytest.mark.parametrize("sampled", [{}, {"do_sample": True, "seed": 3}])
+def test_texts_between_many_blank_ones(marian, sampled):
+    texts = TEXTS[:5]
+    expected = marian.translate(texts, **sampled)
+    spread = ["", "", "\n"] * 50
+    padded = [*spread, *texts[:2], *spread, texts[2], "", texts[3], *spread, texts[4], *spread]
+    options = {**VARIED, **sampled, "batch_size": 1}
+    found = list(marian.ours.translate_stream(padded, **options))
+    assert len(found) == len(padded)
+    assert [text for text in found if text] == [text for text in expected if text]
+    assert [not text.strip() for text in padded] == [not text for text in found]
+    prefixed = list(marian.ours.translate_stream(padded, prefix="ka", **options))
+    assert [t for t in prefixed if t] == marian.translate(texts, prefix="ka", **sampled)
+
+
+def test_draws_without_a_seed_differ_behind_blank_texts_too(marian):
+    spread = [""] * 100
+    options = {**VARIED, "do_sample": True, "batch_size": 1}
+    texts = [TEXTS[0], *spread, TEXTS[0], *spread, TEXTS[0]]
+    found = [text for text in marian.ours.translate_stream(texts, **options) if text]
+    assert len(set(found)) == 3
 
 
 def test_wrong_calls(marian):
@@ -447,6 +555,53 @@ def test_wrong_calls(marian):
         model.attention(" ")
     with pytest.raises(ValueError, match="leaves no room in a target of at most 91 tokens"):
         model.translate(["ka"], prefix="kalo mine tura shi po de " * 20)
+
+
+def test_wrong_calls_are_named(marian):
+    """By the call that was made; things of another kind failed somewhere inside, or passed."""
+    model, long = marian.ours, "kalo mine tura shi po de " * 20
+    for name, error, match, call in (
+        ("translate", TypeError, "texts must be .* got NoneType", lambda: model.translate(None)),
+        ("translate", TypeError, "texts must be .* got bytes", lambda: model.translate(b"abc")),
+        ("translate", TypeError, "batch", lambda: model.translate(["ka"], batch_size=2.5)),
+        ("n_best_stream", TypeError, "ba", lambda: model.n_best_stream(["a"], 1, batch_size=2.5)),
+        ("generate", TypeError, "batch", lambda: model.generate([[5, 0]], batch_size=2.5)),
+        ("stream", TypeError, "no beam_size: it is greedy", lambda: model.stream("a", beam_size=2)),
+        ("stream", TypeError, "no setting 'beams'", lambda: model.stream("ka", beams=2)),
+        ("stream", ValueError, "text 0 has", lambda: model.stream(long)),
+        ("attention", ValueError, "text 0 has", lambda: model.attention(long)),
+        ("attention", ValueError, "tgt_lang", lambda: model.attention("ka", tgt_lang="xx")),
+        ("score", ValueError, "text 0 has", lambda: model.score([(long, "ka")])),
+        ("score", TypeError, "pair 0 must be", lambda: model.score([("ka", "x", "y")])),
+        ("score", TypeError, "pair 0 must be", lambda: model.score(["ka"])),
+        ("score", TypeError, "pair 0 must be", lambda: model.score([5])),
+        ("score", TypeError, "target 1 must be a", lambda: model.score([("a", "b"), ("a", None)])),
+        ("n_best_stream", ValueError, "text 0", lambda: list(model.n_best_stream([long], 1))),
+    ):
+        with pytest.raises(error, match=f"^{name}: .*{match}"):
+            call()
+
+
+def test_the_least_length_is_at_most_the_greatest(marian):
+    with pytest.raises(
+        ValueError, match=r"min_new_tokens \(9\) must be at most max_new_tokens \(5"
+    ):
+        marian.ours.translate(["ka"], min_new_tokens=9, max_new_tokens=5)
+
+
+def test_generate_gives_as_many_targets_as_it_was_asked_for(marian):
+    """Where there are fewer, those behind them were taken for another source's."""
+    model = marian.ours
+    ids = model.encode_texts(["ka", "lo"])
+    end = model.settings.eos_token_id[0]
+    only = [n for n in range(model.network.vocab_size) if n not in (5, end)]
+    options = {"beam_size": 4, "max_new_tokens": 1, "suppress_tokens": only}
+    (found, scores) = model.generate(ids, num_return_sequences=4, return_scores=True, **options)
+    assert len(found) == len(scores) == 8
+    assert min(scores[0], scores[4]) > -math.inf
+    assert scores[3] == scores[7] == -math.inf
+    assert found[3].size == found[7].size == 0
+    assert found[3].dtype == np.int64
 
 
 def test_unknown_characters_warn(marian):

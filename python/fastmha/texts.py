@@ -51,6 +51,10 @@ def check_many(operation: str, texts: object) -> None:
     """One text is an iterable of its characters: a result for each would surprise."""
     if isinstance(texts, str):
         raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
+    iterates = hasattr(texts, "__iter__") or hasattr(texts, "__getitem__")
+    if isinstance(texts, bytes | bytearray) or not iterates:
+        kind = type(texts).__name__
+        raise TypeError(f"{operation}: texts must be an iterable of str, got {kind}")
 
 
 class TextTokenizer:

@@ -7,13 +7,16 @@ Sources join a running batch as others are finished, and a result depends on its
 
 import dataclasses
 import hashlib
+import math
+import secrets
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 
@@ -29,6 +32,7 @@ from fastmha.decoding import (
     stream,
 )
 from fastmha.decoding.ids import check_source
+from fastmha.decoding.scheduler import AHEAD, WINDOW
 from fastmha.families import SEQ2SEQ_FAMILIES
 from fastmha.lines import chunks
 from fastmha.nn.encoder_decoder import EncoderDecoder
@@ -250,7 +254,8 @@ class TranslationModel:
             Languages, for models that are told them (:attr:`languages`); what the checkpoint says
             when not given.
         prefix : str or iterable of str, optional
-            What every translation, or each of them, begins with; it is part of the result.
+            What every translation begins with, or one for each text (blank ones, too); it is part
+            of the result.
         truncate : bool, default False
             Cut off what is longer than the model can read; otherwise it is an error.
         batch_size : int, default 64
@@ -271,7 +276,8 @@ class TranslationModel:
             `texts` is one string, or holds something else than strings; an unknown setting.
         ValueError
             A text with more tokens than the model has positions, or with a lone surrogate, which is
-            no character; a language that is not known or not said; sizes below 1.
+            no character; a language that is not known or not said; more or fewer prefixes than
+            texts, or one that leaves no room; sizes below 1.
 
         Warns
         -----
@@ -279,17 +285,16 @@ class TranslationModel:
             Characters that the model has never seen; the rest is translated all the same.
         """
         check_many("translate", texts)
+        check_size("translate", batch_size=batch_size)
         texts = list(texts)
-        sources = self.encode_texts(
-            texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
-        )  # whatever is wrong with a text shows before the work begins
+        sources = self.encode_texts(texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate)
+        made = self._settings("translate", beam_size, max_new_tokens, tgt_lang, 1, settings)
+        prefixes = self._prefixes("translate", prefix, made)
+        # whatever is wrong with a text or a prefix shows before the work begins
+        requests = list(_paired("translate", zip(texts, sources, strict=True), prefixes))
         self._warn_of_unknown(texts, sources)
         found = self._best(
-            zip(texts, sources, strict=True),
-            self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings),
-            prefix,
-            batch_size,
-            with_scores=False,
+            requests, made, batch_size, prefixed=prefix is not None, with_scores=False
         )
         shown = tracked(found, lambda _: 1, len(texts), progress, "translating")
         return [best[0].text for best in shown]
@@ -310,8 +315,8 @@ class TranslationModel:
         """The same as :meth:`translate` for any number of texts in bounded memory.
 
         Texts are read some thousands ahead, and translations come as soon as all before them are
-        finished. What is wrong with a text, or raised by the iterator, is raised when those before
-        it are through. Unknown characters are not warned of; see :meth:`unknown`.
+        finished. What is wrong with a text or its prefix, or raised by an iterator, is raised when
+        those before it are through. Unknown characters are not warned of; see :meth:`unknown`.
 
         Yields
         ------
@@ -322,7 +327,7 @@ class TranslationModel:
         found = self._n_best_stream(
             "translate_stream",
             texts,
-            self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings),
+            self._settings("translate_stream", beam_size, max_new_tokens, tgt_lang, 1, settings),
             prefix,
             batch_size,
             with_scores=False,
@@ -367,7 +372,7 @@ class TranslationModel:
         return self._n_best_stream(
             "n_best_stream",
             texts,
-            self._settings(beam_size, max_new_tokens, tgt_lang, count, settings),
+            self._settings("n_best_stream", beam_size, max_new_tokens, tgt_lang, count, settings),
             prefix,
             batch_size,
             with_scores=True,
@@ -401,11 +406,16 @@ class TranslationModel:
         ['I', ' want', ' to', ' eat', ' a', ' hamburger']
         """
         check_text("stream: text", text)
-        made = self._settings(1, max_new_tokens, tgt_lang, 1, settings)
-        (source,) = self.encode_texts(
-            [text], src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate
-        )
-        start = self._prefix_ids(prefix, made)
+        for name in ("beam_size", "num_beams"):
+            if name in settings:
+                raise TypeError(
+                    f"stream: takes no {name}: it is greedy search, or a sample with "
+                    "do_sample=True, as beams take back what they wrote; translate() has beam_size"
+                )
+        made = self._settings("stream", 1, max_new_tokens, tgt_lang, 1, settings)
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        (source,) = self._sources("stream", [text], **options)
+        start = self._prefix_ids("stream: prefix", prefix, made)
         ids = stream(self.network, source, made, prefix=start) if text.strip() else iter(())
         return self._growing_text(start.tolist(), ids)
 
@@ -442,23 +452,19 @@ class TranslationModel:
         >>> good.total > bad.total
         True
         """
-        settings = self._settings(None, None, tgt_lang, 1, {})
+        settings = self._settings("score", None, None, tgt_lang, 1, {})
         forced = _forced(settings)
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
         skipped = deque[int]()
 
         def ids() -> Iterator[tuple[Integers, Integers]]:
-            for n, (source, target) in enumerate(pairs):
+            for n, pair in enumerate(pairs):
+                source, target = _source_and_target(n, pair)
                 if isinstance(source, str):
-                    (source,) = self.texts.sources(
-                        [source],
-                        src_lang=src_lang,
-                        tgt_lang=tgt_lang,
-                        longest=self.network.max_source_length,
-                        truncate=truncate,
-                        first=n,
-                    )
+                    (source,) = self._sources("score", [source], first=n, **options)
                 skipped.append(len(forced) if isinstance(target, str) else 0)
                 if isinstance(target, str):
+                    check_text(f"score: target {n}", target)
                     (bare,) = self.texts.targets([target], first=n)
                     target = np.concatenate([forced, bare])
                 yield source, target
@@ -479,10 +485,8 @@ class TranslationModel:
     ) -> list[Int64]:
         """The source ids of each text, with all that the model expects around them."""
         check_many("translate", texts)
-        longest = self.network.max_source_length
-        return self.texts.sources(
-            texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate, longest=longest
-        )
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        return self._sources("translate", texts, **options)
 
     def decode(self, ids: Integers | Sequence[int]) -> str:
         """The text of target ids, special tokens left out."""
@@ -520,8 +524,8 @@ class TranslationModel:
         check_text("attention: text", text)
         if not text.strip():
             raise ValueError("attention: the text is blank")
-        made = self._settings(beam_size, max_new_tokens, tgt_lang, 1, settings)
-        (source,) = self.encode_texts([text], src_lang=src_lang, tgt_lang=tgt_lang)
+        made = self._settings("attention", beam_size, max_new_tokens, tgt_lang, 1, settings)
+        (source,) = self._sources("attention", [text], src_lang=src_lang, tgt_lang=tgt_lang)
         ((target, *_),) = generate(self.network, [source], made)
         # the decoder reads the start token and what it wrote, as far as it has positions
         read = np.concatenate([[made.decoder_start_token_id], target.ids])
@@ -596,7 +600,8 @@ class TranslationModel:
         -------
         list of ndarray of int64
             Without start token, end token and padding. With ``num_return_sequences=n`` above 1 in
-            `settings`, n of each source next to each other, as in transformers.
+            `settings`, n of each source next to each other, as in transformers; where there are not
+            so many targets at all, empty ones of score -inf.
         list of float
             Only with `return_scores`.
 
@@ -613,6 +618,7 @@ class TranslationModel:
             "generate", beam_size, max_new_tokens, 1 if count is None else count, settings
         )
         sources = [check_source(self.network, ids, n) for n, ids in enumerate(token_ids)]
+        check_size("generate", batch_size=batch_size)
         found = generate(
             self.network,
             sources,
@@ -622,7 +628,10 @@ class TranslationModel:
             batch_size=batch_size,
         )
         shown = tracked(found, lambda _: 1, len(sources), progress, "generating")
-        targets = [target for best in shown for target in best]
+        # a flat list tells which source a target is of by its place alone
+        none = Hypothesis(np.empty(0, np.int64), -math.inf)
+        rows = ([*best, *repeat(none, made.num_return_sequences - len(best))] for best in shown)
+        targets = [target for row in rows for target in row]
         ids = [target.ids for target in targets]
         return (ids, [target.score for target in targets]) if return_scores else ids
 
@@ -667,15 +676,42 @@ class TranslationModel:
                 f"{operation}: num_return_sequences is for generate(); n_best_stream(texts, count) "
                 "gives several translations of each text"
             )
-        return self.settings.replace(
-            num_beams=beam_size,
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=count,
-            **settings,
-        )
+        beams = self.settings.num_beams if beam_size is None else beam_size
+        sampled = settings.get("do_sample")
+        if sampled is None:
+            sampled = self.settings.do_sample
+        # GenerationSettings would refuse these, too, but by names that no call here has
+        if sampled is True and beams > 1:
+            says = "the checkpoint says" if beam_size is None else "got"
+            raise ValueError(
+                f"{operation}: sampling with beams is not done here; set beam_size=1 ({says} "
+                f"{beams}), or do_sample=False"
+            )
+        if not sampled and count > beams:
+            name = "num_return_sequences" if operation == "generate" else "count"
+            raise ValueError(
+                f"{operation}: {name} ({count}) must be at most beam_size ({beams}), or set "
+                "do_sample=True"
+            )
+        with _called(operation):
+            made = self.settings.replace(
+                num_beams=beam_size,
+                max_new_tokens=max_new_tokens,
+                num_return_sequences=count,
+                **settings,
+            )
+        most, least = made.max_new_tokens, made.min_new_tokens
+        # what the files say is left alone, as by transformers, where the greatest length wins
+        given = settings.get("min_new_tokens") is not None
+        if given and most is not None and least is not None and least > most:
+            raise ValueError(
+                f"{operation}: min_new_tokens ({least}) must be at most max_new_tokens ({most})"
+            )
+        return made
 
     def _settings(
         self,
+        operation: str,
         beam_size: int | None,
         max_new_tokens: int | None,
         tgt_lang: str | None,
@@ -683,12 +719,19 @@ class TranslationModel:
         settings: Mapping[str, Any],
     ) -> GenerationSettings:
         """The same, for targets of a language."""
-        language = self.texts.start(tgt_lang, self.settings)
-        made = self._replaced(
-            "translate", beam_size, max_new_tokens, count, {**language, **settings}
-        )
-        made.longest(1, self.network.max_target_length)  # too long a target shows before the work
+        with _called(operation):
+            language = self.texts.start(tgt_lang, self.settings)
+            made = self._replaced(
+                operation, beam_size, max_new_tokens, count, {**language, **settings}
+            )
+            # too long a target shows before the work
+            made.longest(1, self.network.max_target_length)
         return made
+
+    def _sources(self, operation: str, texts: Sequence[str], **options: Any) -> list[Int64]:
+        """The ids of source texts; options are those of :meth:`TranslationTexts.sources`."""
+        with _called(operation):
+            return self.texts.sources(texts, longest=self.network.max_source_length, **options)
 
     def _n_best_stream(
         self,
@@ -702,60 +745,93 @@ class TranslationModel:
         **options: Any,
     ) -> Iterator[list[Translation]]:
         check_many(operation, texts)
-        longest = self.network.max_source_length
+        check_size(operation, batch_size=batch_size)
 
         def encode(part: list[str], first: int) -> list[Int64]:
-            return self.texts.sources(part, longest=longest, first=first, **options)
+            return self._sources(operation, part, first=first, **options)
 
         encode([], 0)  # a language that is not known shows here
-        reader = _Reader(texts, encode)
-        best = self._best(reader, settings, prefix, batch_size, with_scores=with_scores)
+        prefixes = self._prefixes(operation, prefix, settings)
+        reader = _Reader(operation, texts, encode, prefixes)
+        prefixed = prefix is not None
+        best = self._best(reader, settings, batch_size, prefixed=prefixed, with_scores=with_scores)
         return _then_raise(best, reader)
 
     def _best(
         self,
-        pairs: Iterable[tuple[str, Int64]],
+        requests: Iterable["_Request"],
         settings: GenerationSettings,
-        prefix: str | Iterable[str] | None,
         batch_size: int,
         *,
+        prefixed: bool,
         with_scores: bool,
     ) -> Iterator[list[Translation]]:
-        """The translations of each text; `pairs` are texts and their ids."""
-        prefixes = None if prefix is None else self._prefixes(prefix, settings)
-        queue = _Queue(pairs, prefixes, settings.num_return_sequences)
-        found = generate(
-            self.network,
-            queue.sources(),
-            settings,
-            prefixes=None if prefixes is None else queue.prefixes(),
-            with_scores=with_scores,
-            batch_size=batch_size,
-        )
-        return self._in_order(found, queue)
+        """The translations of each text."""
+        queue = _Queue(requests, settings.num_return_sequences, batch_size)
+        if settings.seed is None:  # all runs of the search draw from the same streams
+            settings = settings.replace(seed=secrets.randbits(63))
+
+        def search() -> Iterator[list[Hypothesis]]:
+            return generate(
+                self.network,
+                queue.sources(),
+                settings,
+                prefixes=queue.prefixes() if prefixed else None,
+                with_scores=with_scores,
+                batch_size=batch_size,
+                first_index=queue.read,
+            )
+
+        # the first begins here: what is wrong with the settings shows before the work
+        return self._in_order(search(), search, queue)
 
     def _in_order(
-        self, found: Iterator[list[Hypothesis]], queue: "_Queue"
+        self,
+        found: Iterator[list[Hypothesis]],
+        search: Callable[[], Iterator[list[Hypothesis]]],
+        queue: "_Queue",
     ) -> Iterator[list[Translation]]:
-        for best in found:
+        """What `found` holds, then what `search` finds as long as there are texts, and the blank
+        ones between."""
+        while True:
+            for best in found:
+                yield from queue.blanks()
+                yield [Translation(self.texts.decode(h.ids), h.score, h.ids) for h in best]
             yield from queue.blanks()
-            yield [Translation(self.texts.decode(h.ids), h.score, h.ids) for h in best]
-        yield from queue.blanks()
+            if queue.exhausted:
+                return
+            found = search()
 
     def _prefixes(
-        self, prefix: str | Iterable[str], settings: GenerationSettings
-    ) -> Iterator[Int64]:
+        self, operation: str, prefix: str | Iterable[str] | None, settings: GenerationSettings
+    ) -> Iterator[Int64 | None]:
+        """The ids that each target begins with: one prefix, or none, is repeated for ever."""
+        if prefix is None:
+            return repeat(None)
         if isinstance(prefix, str):
-            yield from repeat(self._prefix_ids(prefix, settings))
-        else:
-            for each in prefix:
-                yield self._prefix_ids(each, settings)
+            return repeat(self._prefix_ids(f"{operation}: prefix", prefix, settings))
+        if isinstance(prefix, bytes) or not hasattr(prefix, "__iter__"):
+            raise TypeError(
+                f"{operation}: prefix must be a str, or an iterable of one for each text, got "
+                f"{type(prefix).__name__}"
+            )
+        return (
+            self._prefix_ids(f"{operation}: prefix[{n}]", each, settings)
+            for n, each in enumerate(prefix)
+        )
 
-    def _prefix_ids(self, prefix: str, settings: GenerationSettings) -> Int64:
+    def _prefix_ids(self, what: str, prefix: str, settings: GenerationSettings) -> Int64:
         """What a target begins with; nothing at all for an empty prefix, so that what is forced to
         come first is."""
+        check_text(what, prefix)
         (ids,) = self.texts.targets([prefix])
-        return np.concatenate([_forced(settings), ids]) if ids.size else ids
+        ids = np.concatenate([_forced(settings), ids]) if ids.size else ids
+        try:  # here, where it is known which of them it is
+            settings.longest(1 + ids.size, self.network.max_target_length)
+        except ValueError as error:
+            reason = str(error).removeprefix("generate: ")
+            raise ValueError(f"{what} is too long: {reason}") from None
+        return ids
 
     def _growing_text(self, ids: list[int], more: Iterator[int]) -> Iterator[str]:
         """The text of ids that come one by one, as far as later ones cannot change it."""
@@ -807,40 +883,81 @@ class TranslationModel:
         )
 
 
-class _Reader:
-    """Texts and their source ids, read and tokenised some at a time.
+# A text, its source ids and what its target begins with.
+_Request = tuple[str, Int64, Int64 | None]
 
-    Whatever is wrong with a text, or raised by the iterator, ends them and is kept in `mistake`.
+
+def _paired(
+    operation: str, sources: Iterable[tuple[str, Int64]], prefixes: Iterator[Int64 | None]
+) -> Iterator[_Request]:
+    """Texts and their ids, each with its prefix."""
+    none_left = object()
+    for text, ids in sources:
+        prefix = next(prefixes, none_left)
+        if prefix is none_left:
+            raise ValueError(f"{operation}: there are fewer prefixes than texts")
+        yield text, ids, cast(Int64 | None, prefix)
+    if not isinstance(prefixes, repeat) and next(prefixes, none_left) is not none_left:
+        raise ValueError(f"{operation}: there are more prefixes than texts")
+
+
+@contextmanager
+def _called(operation: str) -> Iterator[None]:
+    """What is refused further down is refused in the name of the call."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = str(error)
+        for name in ("translate: ", "generate: ", "encode_texts: "):
+            if message.startswith(name):
+                error.args = (f"{operation}: {message.removeprefix(name)}",)
+        raise
+
+
+class _Reader:
+    """Texts, their source ids and prefixes, read and tokenised some at a time.
+
+    Whatever is wrong with a text or a prefix, or raised by the iterators, ends them and is kept in
+    `mistake`.
     """
 
     def __init__(
-        self, texts: Iterable[str], encode: Callable[[list[str], int], list[Int64]]
+        self,
+        operation: str,
+        texts: Iterable[str],
+        encode: Callable[[list[str], int], list[Int64]],
+        prefixes: Iterator[Int64 | None],
     ) -> None:
+        self._operation, self._prefixes = operation, prefixes
         self._chunks = chunks(iter(texts), CHUNK)
         self._encode = encode
         self.mistake: Exception | None = None
 
-    def __iter__(self) -> Iterator[tuple[str, Int64]]:
+    def __iter__(self) -> Iterator[_Request]:
         try:
-            for first, part in self._chunks:
-                yield from zip(part, self._encoded(part, first - 1), strict=False)
-                if self.mistake is not None:
-                    return
+            yield from _paired(self._operation, self._sources(), self._prefixes)
         except Exception as error:
             self.mistake = error
 
-    def _encoded(self, part: list[str], first: int) -> list[Int64]:
-        """As far as nothing is wrong."""
+    def _sources(self) -> Iterator[tuple[str, Int64]]:
+        for first, part in self._chunks:
+            sources, mistake = self._encoded(part, first - 1)
+            yield from zip(part, sources, strict=False)
+            if mistake is not None:
+                raise mistake
+
+    def _encoded(self, part: list[str], first: int) -> tuple[list[Int64], Exception | None]:
+        """As far as nothing is wrong, and what is."""
         try:
-            return self._encode(part, first)
+            return self._encode(part, first), None
         except (TypeError, ValueError):
             sources: list[Int64] = []
             try:
                 for n, text in enumerate(part, first):
                     sources += self._encode([text], n)
             except (TypeError, ValueError) as error:
-                self.mistake = error
-            return sources
+                return sources, error
+            return sources, None
 
 
 def _then_raise(found: Iterator[list[Translation]], reader: _Reader) -> Iterator[list[Translation]]:
@@ -850,26 +967,35 @@ def _then_raise(found: Iterator[list[Translation]], reader: _Reader) -> Iterator
 
 
 class _Queue:
-    """What the search reads ahead of what it gives out: blank texts are not its affair."""
+    """What the search reads ahead of what it gives out: blank texts are not its affair.
 
-    def __init__(
-        self, pairs: Iterable[tuple[str, Int64]], prefixes: Iterator[Int64] | None, count: int
-    ) -> None:
-        self._pairs, self._given, self._count = pairs, prefixes, count
+    As it does not see them, it does not count them either: when too many wait to be given out, its
+    sources end, and it has to run again for those behind.
+    """
+
+    def __init__(self, requests: Iterable[_Request], count: int, batch_size: int) -> None:
+        self._requests, self._count = iter(requests), count
+        self._most_blank = AHEAD * WINDOW * batch_size  # as many as it reads of others
         self._prefixes: deque[Int64] = deque()  # of sources that were read, but not the prefix
         self._blank: deque[bool] = deque()  # of all texts that were read and not given out
+        self._waiting = 0  # of these are blank
+        self.read = 0  # sources so far
+        self.exhausted = False
 
     def sources(self) -> Iterator[Int64]:
-        for text, ids in self._pairs:
-            prefix = None if self._given is None else next(self._given, None)
-            if self._given is not None and prefix is None:
-                raise ValueError("translate: there are fewer prefixes than texts")
+        for text, ids, prefix in self._requests:
             blank = not text.strip()
             self._blank.append(blank)
             if not blank:
                 if prefix is not None:
                     self._prefixes.append(prefix)
+                self.read += 1
                 yield ids
+                continue
+            self._waiting += 1
+            if self._waiting >= self._most_blank:
+                return
+        self.exhausted = True
 
     def prefixes(self) -> Iterator[Int64]:
         while self._prefixes:
@@ -880,7 +1006,20 @@ class _Queue:
         while self._blank:
             if not self._blank.popleft():
                 return
+            self._waiting -= 1
             yield [Translation("", 0.0, np.empty(0, np.int64))] * self._count
+
+
+def _source_and_target(n: int, pair: Any) -> tuple[str | Integers, str | Integers]:
+    """A pair for score(), which is neither a text of two characters nor anything else."""
+    try:
+        source, target = [pair] if isinstance(pair, str) else [*pair]
+    except (TypeError, ValueError):
+        raise TypeError(f"score: pair {n} must be (source, target), got {pair!r:.80}") from None
+    for name, value in (("source", source), ("target", target)):
+        if value is None or isinstance(value, bytes):
+            raise TypeError(f"score: {name} {n} must be a str or ids, got {type(value).__name__}")
+    return source, target
 
 
 def _forced(settings: GenerationSettings) -> Int64:

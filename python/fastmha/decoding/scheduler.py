@@ -17,6 +17,7 @@ from fastmha.decoding.protocols import Network
 from fastmha.decoding.rules import Rules, rules_for
 from fastmha.decoding.settings import GenerationSettings
 from fastmha.decoding.targets import Hypothesis, Prompt
+from fastmha.nn.module import check_size
 
 __all__ = ["generate", "stream"]
 
@@ -90,8 +91,7 @@ def generate(
     int64 True
     int64 True
     """
-    if batch_size < 1:
-        raise ValueError(f"generate: batch_size must be at least 1, got {batch_size}")
+    check_size("generate", batch_size=batch_size)
     rules = rules_for(settings, network.vocab_size)
     settings.longest(1, network.max_target_length)  # an error here, not at the first source
     requests = _requests(network, sources, settings, prefixes, first_index)
