@@ -392,6 +392,8 @@ def merged(runs: Iterable[Run]) -> Run:
     of earlier ones with the same name."""
     runs = list(runs)
     together = Run(dict(runs[0].machine))
+    versions = [run.machine.get("versions", {}) for run in reversed(runs)]
+    together.machine["versions"] = {name: v for each in versions for name, v in each.items()}
     by_name: dict[tuple[str, str], Result] = {}
     for run in runs:
         by_name.update({(result.suite, result.name): result for result in run.results})
