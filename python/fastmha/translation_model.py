@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -32,15 +32,14 @@ from fastmha.decoding import (
     stream,
 )
 from fastmha.decoding.ids import check_source
-from fastmha.decoding.scheduler import AHEAD, WINDOW
 from fastmha.families import SEQ2SEQ_FAMILIES
-from fastmha.lines import chunks
 from fastmha.nn.encoder_decoder import EncoderDecoder
 from fastmha.nn.module import UNSET, check_size
 from fastmha.nn.ragged import cumulative
 from fastmha.nn.transformer import Transformer
 from fastmha.tensors import Tensors
 from fastmha.texts import check_many, check_text, tracked
+from fastmha.translation_requests import Queue, Reader, Request, paired, then_raise
 from fastmha.translation_texts import TranslationTexts, read_pair, read_translation_texts
 from fastmha.vocabularies import UnknownCharacter
 from fastmha.weights import read_safetensors
@@ -56,9 +55,6 @@ __all__ = [
 
 OWN_TYPE = "fastmha-transformer"
 TokenIds = Sequence[Integers | Sequence[int]]
-# Texts that are tokenised together when they come from an iterator: few enough that nobody waits
-# for them, and a call of the tokenizer is nothing beside their translation.
-CHUNK = 256
 # The text of a fingerprint.
 PROBE = "The quick brown fox jumps over 13 lazy dogs. 敏捷的棕色狐狸。"
 # Special tokens that config.json may leave out, because transformers' classes have them.
@@ -291,7 +287,7 @@ class TranslationModel:
         made = self._settings("translate", beam_size, max_new_tokens, tgt_lang, 1, settings)
         prefixes = self._prefixes("translate", prefix, made)
         # whatever is wrong with a text or a prefix shows before the work begins
-        requests = list(_paired("translate", zip(texts, sources, strict=True), prefixes))
+        requests = list(paired("translate", zip(texts, sources, strict=True), prefixes))
         self._warn_of_unknown(texts, sources)
         found = self._best(
             requests, made, batch_size, prefixed=prefix is not None, with_scores=False
@@ -752,14 +748,14 @@ class TranslationModel:
 
         encode([], 0)  # a language that is not known shows here
         prefixes = self._prefixes(operation, prefix, settings)
-        reader = _Reader(operation, texts, encode, prefixes)
+        reader = Reader(operation, texts, encode, prefixes)
         prefixed = prefix is not None
         best = self._best(reader, settings, batch_size, prefixed=prefixed, with_scores=with_scores)
-        return _then_raise(best, reader)
+        return then_raise(best, reader)
 
     def _best(
         self,
-        requests: Iterable["_Request"],
+        requests: Iterable[Request],
         settings: GenerationSettings,
         batch_size: int,
         *,
@@ -767,7 +763,7 @@ class TranslationModel:
         with_scores: bool,
     ) -> Iterator[list[Translation]]:
         """The translations of each text."""
-        queue = _Queue(requests, settings.num_return_sequences, batch_size)
+        queue = Queue(requests, batch_size)
         if settings.seed is None:  # all runs of the search draw from the same streams
             settings = settings.replace(seed=secrets.randbits(63))
 
@@ -783,21 +779,22 @@ class TranslationModel:
             )
 
         # the first begins here: what is wrong with the settings shows before the work
-        return self._in_order(search(), search, queue)
+        return self._in_order(search(), search, queue, settings.num_return_sequences)
 
     def _in_order(
         self,
         found: Iterator[list[Hypothesis]],
         search: Callable[[], Iterator[list[Hypothesis]]],
-        queue: "_Queue",
+        queue: Queue,
+        count: int,
     ) -> Iterator[list[Translation]]:
         """What `found` holds, then what `search` finds as long as there are texts, and the blank
         ones between."""
         while True:
             for best in found:
-                yield from queue.blanks()
+                yield from _nothing(queue.blanks(), count)
                 yield [Translation(self.texts.decode(h.ids), h.score, h.ids) for h in best]
-            yield from queue.blanks()
+            yield from _nothing(queue.blanks(), count)
             if queue.exhausted:
                 return
             found = search()
@@ -883,22 +880,10 @@ class TranslationModel:
         )
 
 
-# A text, its source ids and what its target begins with.
-_Request = tuple[str, Int64, Int64 | None]
-
-
-def _paired(
-    operation: str, sources: Iterable[tuple[str, Int64]], prefixes: Iterator[Int64 | None]
-) -> Iterator[_Request]:
-    """Texts and their ids, each with its prefix."""
-    none_left = object()
-    for text, ids in sources:
-        prefix = next(prefixes, none_left)
-        if prefix is none_left:
-            raise ValueError(f"{operation}: there are fewer prefixes than texts")
-        yield text, ids, cast(Int64 | None, prefix)
-    if not isinstance(prefixes, repeat) and next(prefixes, none_left) is not none_left:
-        raise ValueError(f"{operation}: there are more prefixes than texts")
+def _nothing(texts: int, count: int) -> Iterator[list[Translation]]:
+    """What so many blank texts give."""
+    for _ in range(texts):
+        yield [Translation("", 0.0, np.empty(0, np.int64))] * count
 
 
 @contextmanager
@@ -912,102 +897,6 @@ def _called(operation: str) -> Iterator[None]:
             if message.startswith(name):
                 error.args = (f"{operation}: {message.removeprefix(name)}",)
         raise
-
-
-class _Reader:
-    """Texts, their source ids and prefixes, read and tokenised some at a time.
-
-    Whatever is wrong with a text or a prefix, or raised by the iterators, ends them and is kept in
-    `mistake`.
-    """
-
-    def __init__(
-        self,
-        operation: str,
-        texts: Iterable[str],
-        encode: Callable[[list[str], int], list[Int64]],
-        prefixes: Iterator[Int64 | None],
-    ) -> None:
-        self._operation, self._prefixes = operation, prefixes
-        self._chunks = chunks(iter(texts), CHUNK)
-        self._encode = encode
-        self.mistake: Exception | None = None
-
-    def __iter__(self) -> Iterator[_Request]:
-        try:
-            yield from _paired(self._operation, self._sources(), self._prefixes)
-        except Exception as error:
-            self.mistake = error
-
-    def _sources(self) -> Iterator[tuple[str, Int64]]:
-        for first, part in self._chunks:
-            sources, mistake = self._encoded(part, first - 1)
-            yield from zip(part, sources, strict=False)
-            if mistake is not None:
-                raise mistake
-
-    def _encoded(self, part: list[str], first: int) -> tuple[list[Int64], Exception | None]:
-        """As far as nothing is wrong, and what is."""
-        try:
-            return self._encode(part, first), None
-        except (TypeError, ValueError):
-            sources: list[Int64] = []
-            try:
-                for n, text in enumerate(part, first):
-                    sources += self._encode([text], n)
-            except (TypeError, ValueError) as error:
-                return sources, error
-            return sources, None
-
-
-def _then_raise(found: Iterator[list[Translation]], reader: _Reader) -> Iterator[list[Translation]]:
-    yield from found
-    if reader.mistake is not None:
-        raise reader.mistake
-
-
-class _Queue:
-    """What the search reads ahead of what it gives out: blank texts are not its affair.
-
-    As it does not see them, it does not count them either: when too many wait to be given out, its
-    sources end, and it has to run again for those behind.
-    """
-
-    def __init__(self, requests: Iterable[_Request], count: int, batch_size: int) -> None:
-        self._requests, self._count = iter(requests), count
-        self._most_blank = AHEAD * WINDOW * batch_size  # as many as it reads of others
-        self._prefixes: deque[Int64] = deque()  # of sources that were read, but not the prefix
-        self._blank: deque[bool] = deque()  # of all texts that were read and not given out
-        self._waiting = 0  # of these are blank
-        self.read = 0  # sources so far
-        self.exhausted = False
-
-    def sources(self) -> Iterator[Int64]:
-        for text, ids, prefix in self._requests:
-            blank = not text.strip()
-            self._blank.append(blank)
-            if not blank:
-                if prefix is not None:
-                    self._prefixes.append(prefix)
-                self.read += 1
-                yield ids
-                continue
-            self._waiting += 1
-            if self._waiting >= self._most_blank:
-                return
-        self.exhausted = True
-
-    def prefixes(self) -> Iterator[Int64]:
-        while self._prefixes:
-            yield self._prefixes.popleft()
-
-    def blanks(self) -> Iterator[list[Translation]]:
-        """What blank texts give, up to the next one that is not."""
-        while self._blank:
-            if not self._blank.popleft():
-                return
-            self._waiting -= 1
-            yield [Translation("", 0.0, np.empty(0, np.int64))] * self._count
 
 
 def _source_and_target(n: int, pair: Any) -> tuple[str | Integers, str | Integers]:
