@@ -269,7 +269,7 @@ def test_targets_that_end_at_once_or_with_the_last_token_they_may_have(beams):
     how = settings(num_beams=beams, max_new_tokens=3)
     found = list(generate(Ends(), [[1], [2], [3], [4]], how, with_scores=True))
     assert [h[0].ids.tolist() for h in found] == [[], [4], [4, 4], [4, 4, 4]]
-    # log(sum(exp)) of a row whose one token stands out is its logit, 30, rounded: to one place in the last at most.
+    # log(sum(exp)) of a row whose one token stands out is its logit, 30, to one rounding.
     assert max(abs(h[0].score) for h in found) <= 30 * np.finfo(np.float32).eps
 
 
@@ -542,10 +542,13 @@ def test_settings_that_transformers_writes(tmp_path):
         (TypeError, "num_beams must be an int, got 2.5", {"num_beams": 2.5}),
         (TypeError, "num_beams must be an int, got True", {"num_beams": True}),
         (ValueError, "max_new_tokens must be at least 1", {"max_new_tokens": 0}),
-        (ValueError, "temperature must be above 0", {"temperature": 0, "do_sample": True}),
+        (ValueError, "temperature must lie in 1e-30", {"temperature": 0, "do_sample": True}),
+        (ValueError, "temperature must lie in", {"temperature": 1e-42, "do_sample": True}),
         (ValueError, "top_p must lie in 0 .. 1", {"top_p": 1.5, "do_sample": True}),
-        (ValueError, "repetition_penalty must be above 0", {"repetition_penalty": -1}),
-        (ValueError, "length_penalty must be finite", {"length_penalty": float("nan")}),
+        (ValueError, "repetition_penalty must lie in", {"repetition_penalty": -1}),
+        (ValueError, "repetition_penalty must lie in", {"repetition_penalty": 1e-45}),
+        (ValueError, "length_penalty must lie in", {"length_penalty": float("nan")}),
+        (ValueError, "length_penalty must lie in -32", {"length_penalty": -2000.0}),
         (ValueError, "early_stopping must be", {"early_stopping": "always"}),
         (
             ValueError,
@@ -657,6 +660,49 @@ def test_logits_that_are_no_numbers_end_somehow(beams, value):
         assert len(found) == 5
         for hypotheses in found:
             assert all(0 <= token < VOCABULARY for h in hypotheses for token in h.ids)
+
+
+@pytest.mark.parametrize("rule", [{}, {"repetition_penalty": 1.2}, {"suppress_tokens": [8]}])
+def test_asking_for_scores_changes_no_target(rule):
+    """Not even where a logit is NaN, which NumPy takes for the greatest and top_k for the least."""
+
+    class Odd(Table):
+        def row(self, source, prefix):
+            row = super().row(source, prefix)
+            row[len(prefix) + 3] = np.nan
+            return row
+
+    how = settings(max_new_tokens=6, **rule)
+    plain, scored = (
+        [h[0].ids.tolist() for h in generate(Odd(), some_sources(5), how, with_scores=wanted)]
+        for wanted in (False, True)
+    )
+    assert plain == scored
+
+
+def test_a_forced_token_that_another_rule_takes_away_is_not_free():
+    how = settings(max_new_tokens=1, forced_eos_token_id=EOS, begin_suppress_tokens=[EOS])
+    ((found,),) = generate(Table(), [[5]], how, with_scores=True)
+    assert found.score < 0, "what is chosen instead is no forced token"
+
+
+@pytest.mark.parametrize("penalty", [-32.0, 32.0])
+def test_the_steepest_length_penalties(penalty):
+    how = settings(num_beams=2, max_new_tokens=20, length_penalty=penalty)
+    for (found,) in generate(Table(), some_sources(4), how):
+        assert len(found.ids)
+        assert -np.inf < found.score < 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_what_came_before_a_wrong_source_is_given(batch_size):
+    how = settings(max_new_tokens=5)
+    sources = some_sources(7)
+    given = generate(Table(), [*sources, [99], [5]], how, batch_size=batch_size)
+    expected = [h[0].ids.tolist() for h in generate(Table(), sources, how)]
+    assert [next(given)[0].ids.tolist() for _ in sources] == expected
+    with pytest.raises(ValueError, match="source 7 holds the id 99"):
+        next(given)
 
 
 def test_fewer_targets_than_beams():

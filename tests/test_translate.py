@@ -223,6 +223,9 @@ def test_interrupted(tmp_path, checkpoint, model, stop):
         time.sleep(0.02)
         if rows_kept():
             break
+    until = time.monotonic() + 120
+    while not rows_kept() and time.monotonic() < until:
+        time.sleep(0.01)
     process.send_signal(stop)
     killed = stop == signal.SIGKILL
     assert process.wait(timeout=60) == (-stop if killed else 128 + stop)

@@ -140,6 +140,7 @@ class GrowingFile:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._publish()
+        _sync_directory(self.path.parent)  # the name before the small file goes
         self.state_file.unlink(missing_ok=True)
 
     def _start(self) -> bytes:
@@ -212,6 +213,15 @@ class GrowingFile:
             stream.flush()
             os.fsync(stream.fileno())
         return temporary
+
+
+def _sync_directory(directory: Path) -> None:
+    """Return when the names in it are on disk: some file systems keep changes in no order."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _add(digest: "hashlib._Hash", text: str) -> None:

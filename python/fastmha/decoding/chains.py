@@ -113,17 +113,15 @@ class Chains:
             if rules:
                 rules(logits, targets.for_rules())
             return self._pick(logits), _NOTHING
-        if not rules and self._uniform is None:
-            values, best, sums = _core.top_k(logits, 1)
-            return best[:, 0], values[:, 0].astype(np.float64) - sums
         total = _core.top_k(logits, 1)[2].astype(np.float64)
-        network = logits.copy()  # rules and temperature change the logits
+        changes = bool(rules) or self._uniform is not None  # rules and temperature do
+        network = logits.copy() if changes else logits
         held = targets.for_rules()
         rules(logits, held)
         tokens = self._pick(logits)
         gained: Float64 = network[np.arange(len(tokens)), tokens] - total
-        for rows, _ in force(rules, held):
-            gained[rows] = 0.0
+        for rows, forced in force(rules, held):
+            gained[rows[np.isin(tokens[rows], forced)]] = 0.0
         return tokens, gained
 
     def _pick(self, logits: Float32) -> Int64:

@@ -223,7 +223,7 @@ class Rules:
     ----------
     only_bans : bool
         Whether they do nothing but ban and force. Then their order does not matter, as long as what
-        is forced comes last: settings that suppress what they force are refused.
+        is forced comes last: settings whose `suppress_tokens` hold what they force are refused.
     renormalize : bool
         Whether log-probabilities sum to 1 again behind the rules. No matter to greedy search and
         sampling: they go by which score is greater, or by weights that are normalised anyway.

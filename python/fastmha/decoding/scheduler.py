@@ -75,7 +75,8 @@ def generate(
     Raises
     ------
     ValueError, TypeError
-        Settings that do not fit the network, a source or a prefix that it cannot read.
+        Settings that do not fit the network; a source or a prefix that it cannot read, after the
+        targets of all those before it.
 
     Examples
     --------
@@ -238,24 +239,38 @@ class _Batch:
 
 
 class _Queue:
-    """Requests in windows, the longest sources of a window first."""
+    """Requests in windows, the longest sources of a window first.
+
+    A request that fails ends the queue. Its error comes when what was read before it is through.
+    """
 
     def __init__(self, requests: Iterator[_Request], window: int) -> None:
         self._requests, self._window = requests, window
         self._waiting: deque[_Request] = deque()
         self.read = 0  # requests so far
         self.exhausted = False
+        self._error: Exception | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def look_ahead(self) -> None:
         """Read one more window."""
-        window = list(islice(self._requests, self._window))
+        window: list[_Request] = []
+        try:
+            for request in islice(self._requests, self._window):
+                window.append(request)
+        except Exception as error:
+            self._error = error
         self.exhausted = len(window) < self._window
         self.read += len(window)
         window.sort(key=lambda request: -request.source.size)
         self._waiting += window
+
+    def close(self) -> None:
+        """Raise the error that ended it, if any did."""
+        if self._error is not None:
+            raise self._error
 
     def take(self, count: int, longest: int) -> list[_Request]:
         """The next ones, up to the first whose target may be longer than `longest`."""
@@ -300,13 +315,13 @@ def _run(
             slots = min(batch_size, len(queue)) if queue.exhausted else batch_size
             batch = _Batch(network, settings, rules, slots, queue.longest, with_scores, entropy)
         if batch is None:
-            return
+            return queue.close()
         if len(queue) and batch.free >= min(len(queue), FREE * batch.slots, batch.slots):
             joining = queue.take(batch.free, batch.longest)
             if joining:
                 batch.join(joining)
         if not batch.requests:
-            return
+            return queue.close()
         finished.update(batch.step())
         while next_index in finished:
             yield finished.pop(next_index)

@@ -285,8 +285,11 @@ class GenerationSettings:
                 raise ValueError(f"generate: {name} must be at least {least}, got {value}")
         # Checkpoints that do not sample may hold a temperature of 0: it is not read then.
         for name in ("repetition_penalty", "temperature")[: 1 + self.do_sample]:
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"generate: {name} must be above 0, got {getattr(self, name)}")
+            if not _TINY <= getattr(self, name) <= 1 / _TINY:
+                raise ValueError(
+                    f"generate: {name} must lie in {_TINY} .. {1 / _TINY}, "
+                    f"got {getattr(self, name)}"
+                )
         for name in ("top_p", "min_p"):
             if self.do_sample and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"generate: {name} must lie in 0 .. 1, got {getattr(self, name)}")
@@ -295,8 +298,11 @@ class GenerationSettings:
                 "generate: early_stopping must be True, False or 'never', "
                 f"got {self.early_stopping!r}"
             )
-        if not abs(self.length_penalty) < float("inf"):
-            raise ValueError(f"generate: length_penalty must be finite, got {self.length_penalty}")
+        if not abs(self.length_penalty) <= _STEEPEST:
+            raise ValueError(
+                f"generate: length_penalty must lie in -{_STEEPEST} .. {_STEEPEST}, "
+                f"got {self.length_penalty}"
+            )
         if any(len(word) == 0 for word in self.bad_words_ids):
             raise ValueError("generate: bad_words_ids holds an empty sequence")
 
@@ -332,6 +338,10 @@ SPECIAL_TOKENS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad
 # The longest target of a network without positions (T5) when nothing says otherwise. transformers
 # stops after 20 tokens there, in the middle of most sentences.
 DEFAULT_LENGTH = 513
+# A logit of thousands divided by less, or times more, would leave float32.
+_TINY = 1e-30
+# A target of 2^31 tokens to this power, 2^992, is still a float64, and so is one by it.
+_STEEPEST = 32
 _LEAST = {
     **{"decoder_start_token_id": 0, "max_new_tokens": 1, "max_length": 2, "min_new_tokens": 0},
     **{"min_length": 0, "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "seed": 0},
