@@ -2,6 +2,7 @@
 //
 //   peak flops THREADS            fp32 fused multiply-adds per second, times two, in GFLOP/s
 //   peak read  THREADS MEGABYTES  plain reads of a buffer of that size, over and over, in GB/s
+//   peak turns THREADS MEGABYTES  the same for some milliseconds, once for each line that comes in
 //   peak copy  THREADS MEGABYTES  one array read, one written, of that size together: GB/s read plus written
 //   peak add   THREADS MEGABYTES  the same for two arrays read and one written
 //
@@ -148,6 +149,33 @@ double best_bandwidth(int threads, double bytes, Pass pass) {
   return best;
 }
 
+// A GB/s for each line of input: the plain reads take turns with what they are the limit of. Each turn reads
+// for kWarm seconds, which brings back what fits a cache and what others drove out of it, then for kTurn. A
+// pass apart is a parallel region apart: as the calls do, and of 4 MB it costs the threads' meeting, 2%.
+void turns(int threads, int64_t megabytes) {
+  constexpr double kWarm = 0.005, kTurn = 0.02;
+  const int64_t count = floats_per_thread(threads, megabytes, 1);
+  const Array data(threads, count);
+  const auto read_for = [&](double wanted) {
+    const double start = seconds();
+    double elapsed = 0;
+    int64_t passes = 0;
+    for (; elapsed < wanted; elapsed = seconds() - start, ++passes) {
+      float total = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+      total += read_all(data.mine(), count);
+      sink = total;
+    }
+    return static_cast<double>(data.bytes(threads)) * static_cast<double>(passes) / elapsed * 1e-9;
+  };
+  for (int c = std::getchar(); c != EOF; c = std::getchar()) {
+    if (c != '\n') continue;
+    read_for(kWarm);
+    std::printf("%.2f\n", read_for(kTurn));
+    std::fflush(stdout);
+  }
+}
+
 double read(int threads, int64_t megabytes) {
   const int64_t count = floats_per_thread(threads, megabytes, 1);
   const Array data(threads, count);
@@ -209,6 +237,10 @@ int main(int argc, char** argv) {
   const int64_t megabytes = argc == 4 ? std::atoll(argv[3]) : 0;
   if (threads >= 1 && megabytes >= 1) {
     const std::string command = argv[1];
+    if (command == "turns") {
+      turns(threads, megabytes);
+      return 0;
+    }
     if (command == "read" || command == "copy" || command == "add") {
       std::printf("%.2f\n", command == "read"   ? read(threads, megabytes)
                             : command == "copy" ? write<false>(threads, megabytes)
@@ -216,6 +248,6 @@ int main(int argc, char** argv) {
       return 0;
     }
   }
-  std::fprintf(stderr, "usage: peak flops THREADS | peak read|copy|add THREADS MEGABYTES\n");
+  std::fprintf(stderr, "usage: peak flops THREADS | peak read|turns|copy|add THREADS MEGABYTES\n");
   return 2;
 }
