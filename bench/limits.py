@@ -124,13 +124,16 @@ class Limits:
         command = [str(_program(self.isa)), "turns", str(self.threads), str(traffic.megabytes)]
         # asleep between its turns: spinning threads would be in the next one's way
         environment = {**_environment(), "OMP_WAIT_POLICY": "passive"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
-            assert process.stdin is not None and process.stdout is not None
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, text=True, env=environment, stdin=pipe, stdout=pipe
+        ) as process:
+            ask, answers = process.stdin, process.stdout
+            assert ask is not None and answers is not None
 
             def now() -> float:
-                print(file=process.stdin, flush=True)
-                return float(process.stdout.readline())
+                print(file=ask, flush=True)
+                return float(answers.readline())
 
             yield now  # leaving closes its input, which ends it
 
