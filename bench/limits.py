@@ -129,7 +129,8 @@ class Limits:
             command, text=True, env=environment, stdin=pipe, stdout=pipe
         ) as process:
             ask, answers = process.stdin, process.stdout
-            assert ask is not None and answers is not None
+            assert ask is not None
+            assert answers is not None
 
             def now() -> float:
                 print(file=ask, flush=True)
