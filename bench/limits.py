@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,11 +63,14 @@ def _program(isa: str) -> Path:
     return program
 
 
+def _environment() -> dict[str, str]:
+    """Each of its threads on a CPU of its own: two on one would measure half a machine."""
+    return {**os.environ, "OMP_PROC_BIND": "spread", "OMP_PLACES": "threads"}
+
+
 def _run(isa: str, *arguments: object) -> float:
     command = [str(_program(isa)), *map(str, arguments)]
-    # Each of its threads on a CPU of its own: two on one would measure half a machine.
-    environment = {**os.environ, "OMP_PROC_BIND": "spread", "OMP_PLACES": "threads"}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment())
     return float(result.stdout)
 
 
@@ -112,6 +116,27 @@ class Limits:
             _run(self.isa, "flops", self.threads),
             _run(self.isa, traffic.stream, self.threads, traffic.megabytes),
         )
+
+    @contextmanager
+    def reads(self, traffic: Traffic) -> Iterator[Callable[[], float]]:
+        """A call that gives the GB/s of plain reads right now, of as many bytes as the traffic
+        reads again and again: for who takes turns with it."""
+        command = [str(_program(self.isa)), "turns", str(self.threads), str(traffic.megabytes)]
+        # asleep between its turns: spinning threads would be in the next one's way
+        environment = {**_environment(), "OMP_WAIT_POLICY": "passive"}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, text=True, env=environment, stdin=pipe, stdout=pipe
+        ) as process:
+            ask, answers = process.stdin, process.stdout
+            assert ask is not None
+            assert answers is not None
+
+            def now() -> float:
+                print(file=ask, flush=True)
+                return float(answers.readline())
+
+            yield now  # leaving closes its input, which ends it
 
     def memory(self) -> dict[str, float]:
         """GB/s of every stream with data that no cache holds."""

@@ -3,9 +3,12 @@
 No assertion is about speed.
 """
 
+import functools
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -147,6 +150,50 @@ def test_timing_takes_turns():
         assert ordered == sorted(ordered)
         assert timing.minimum > 0
         assert timing.rounds >= 3
+
+
+def test_plain_reads_take_turns(monkeypatch):
+    """Where reading is the limit, it is measured between the rivals, right before our own call."""
+    from contextlib import contextmanager
+
+    from bench import harness
+    from bench.limits import Traffic
+
+    order = []
+    case = case_of(fastmha=np.zeros(3), torch=np.zeros(3))
+    case.calls = {name: harness.Call(functools.partial(order.append, name)) for name in case.calls}
+
+    class Limits:
+        def now(self, traffic):
+            return 100.0, 80.0
+
+        @contextmanager
+        def reads(self, traffic):
+            rates = iter([50.0, 60.0, 70.0] * 100)
+            yield lambda: order.append("read") or next(rates)
+            order.append("end")
+
+    monkeypatch.setattr(harness, "make_case", lambda workload, rivals: case)
+    monkeypatch.setattr(harness, "check_errors", lambda workload, case: {})
+    monkeypatch.setattr(harness, "check_accuracy", lambda workload, errors: None)
+    budget = harness.Budget(seconds=0.0, warm_up=1e-3, round=1e-9, min_rounds=3, settle=0.0)
+    memory = replace(workload_of(), flops=1.0, traffic=Traffic(1e9, 0))
+    assert harness.run(memory, [], Limits(), budget).peak_gbps == 60.0  # not the best: a median
+    taken = [name for name, _ in itertools.groupby(order)]
+    assert taken.count("read") == 3
+    assert all(taken[n + 1] == "fastmha" for n, name in enumerate(taken) if name == "read")
+    assert taken[-1] == "end"
+    order.clear()
+    arithmetic = replace(workload_of(), flops=1e12, traffic=Traffic(1e3, 0))
+    assert harness.run(arithmetic, [], Limits(), budget).peak_gbps == 80.0
+    assert "read" not in order
+
+
+def test_reads_of_a_turn():
+    from bench.limits import Limits, Traffic
+
+    with Limits("generic", 1).reads(Traffic(8e6, 0)) as read:
+        assert all(0.1 < read() < 1e4 for _ in range(3))
 
 
 def test_slow_ways_are_spread_over_the_rounds():

@@ -2,6 +2,7 @@
 //
 //   peak flops THREADS            fp32 fused multiply-adds per second, times two, in GFLOP/s
 //   peak read  THREADS MEGABYTES  plain reads of a buffer of that size, over and over, in GB/s
+//   peak turns THREADS MEGABYTES  a figure for each line that comes in, not the best of several
 //   peak copy  THREADS MEGABYTES  one array read, one written, of that size together: GB/s read plus written
 //   peak add   THREADS MEGABYTES  the same for two arrays read and one written
 //
@@ -12,6 +13,7 @@
 // result is consumed: otherwise the compiler computes one and claims the others, and the figures become
 // impossible.
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -104,8 +106,13 @@ float read_all(const float* data, int64_t count) {
 class Array {
  public:
   Array(int threads, int64_t per_thread) : per_thread_(per_thread) {
-    data_ = static_cast<float*>(std::aligned_alloc(4096, bytes(threads)));
+    // Huge pages, as fastmha asks for those of its weights: with small ones it read faster than the "limit".
+    const size_t huge = size_t{2} << 20, size = (bytes(threads) + huge - 1) / huge * huge;
+    data_ = static_cast<float*>(std::aligned_alloc(huge, size));
     if (data_ == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    madvise(data_, size, MADV_HUGEPAGE);  // a wish
+#endif
 #pragma omp parallel num_threads(threads)
     for (int64_t i = 0; i < per_thread; ++i) mine()[i] = static_cast<float>(i % 7);
   }
@@ -127,25 +134,44 @@ int64_t floats_per_thread(int threads, int64_t megabytes, int arrays) {
   return std::max<int64_t>(page, megabytes * 1000000 / 4 / threads / arrays / page * page);
 }
 
-// The best GB/s of seven runs, each of which moves at least a gigabyte. pass() is one thread's part of one
-// pass over `bytes` in all.
+// GB/s of moving at least a gigabyte. pass() is one thread's part of one pass over `bytes` in all.
+template <class Pass>
+double bandwidth(int threads, double bytes, Pass pass) {
+  const auto passes = static_cast<int64_t>(1e9 / bytes) + 1;
+  const double start = seconds();
+  float total = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+  for (int64_t i = 0; i < passes; ++i) {
+    total += pass();
+    __asm__ volatile("" ::: "memory");  // the next pass moves it all again
+  }
+  const double elapsed = seconds() - start;
+  sink = total;
+  return bytes * static_cast<double>(passes) / elapsed * 1e-9;
+}
+
+// The best of seven.
 template <class Pass>
 double best_bandwidth(int threads, double bytes, Pass pass) {
-  const auto passes = static_cast<int64_t>(1e9 / bytes) + 1;
   double best = 0;
-  for (int run = 0; run < 7; ++run) {
-    const double start = seconds();
-    float total = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : total)
-    for (int64_t i = 0; i < passes; ++i) {
-      total += pass();
-      __asm__ volatile("" ::: "memory");  // the next pass moves it all again
-    }
-    const double elapsed = seconds() - start;
-    sink = total;
-    best = std::max(best, bytes * static_cast<double>(passes) / elapsed * 1e-9);
-  }
+  for (int run = 0; run < 7; ++run) best = std::max(best, bandwidth(threads, bytes, pass));
   return best;
+}
+
+// A GB/s for each line of input: the plain reads take turns with what they are the limit of. Each turn reads
+// as much before the clock starts, which brings back what fits a cache and what others drove out of it. One
+// region holds all passes: threads that sleep between turns take longer to wake up than 4 MB to be read.
+void turns(int threads, int64_t megabytes) {
+  const int64_t count = floats_per_thread(threads, megabytes, 1);
+  const Array data(threads, count);
+  const auto bytes = static_cast<double>(data.bytes(threads));
+  for (int c = std::getchar(); c != EOF; c = std::getchar()) {
+    if (c != '\n') continue;
+    const auto pass = [&] { return read_all(data.mine(), count); };
+    bandwidth(threads, bytes, pass);
+    std::printf("%.2f\n", bandwidth(threads, bytes, pass));
+    std::fflush(stdout);
+  }
 }
 
 double read(int threads, int64_t megabytes) {
@@ -209,6 +235,10 @@ int main(int argc, char** argv) {
   const int64_t megabytes = argc == 4 ? std::atoll(argv[3]) : 0;
   if (threads >= 1 && megabytes >= 1) {
     const std::string command = argv[1];
+    if (command == "turns") {
+      turns(threads, megabytes);
+      return 0;
+    }
     if (command == "read" || command == "copy" || command == "add") {
       std::printf("%.2f\n", command == "read"   ? read(threads, megabytes)
                             : command == "copy" ? write<false>(threads, megabytes)
@@ -216,6 +246,6 @@ int main(int argc, char** argv) {
       return 0;
     }
   }
-  std::fprintf(stderr, "usage: peak flops THREADS | peak read|copy|add THREADS MEGABYTES\n");
+  std::fprintf(stderr, "usage: peak flops THREADS | peak read|turns|copy|add THREADS MEGABYTES\n");
   return 2;
 }
