@@ -337,6 +337,28 @@ def test_heads_beside_each_other(heads, head_dim):
     assert_same_bits(result, expected)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": True, "query_offset": 700}, {"window": (300, 9)}]
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_long_heads_beside_each_other(num_threads, threads, options):
+    """Rows 4 KiB apart and 1024 keys or more: panels share copies of K and V."""
+    num_threads(threads)
+    q, k, v = Random(6).attention(2, 8, 530, 1200, 128)
+    k[0, :, 1199] = v[1, :, 1190:] = np.nan  # behind the lengths
+    lengths = np.array([1199, 1190])
+    expected = fm.scaled_dot_product_attention(q, k, v, key_lengths=lengths, **options)
+    assert np.isfinite(expected).all()
+    views = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for x in (q, k, v)]
+    result = fm.scaled_dot_product_attention(*views, key_lengths=lengths, **options)
+    assert_same_bits(result, expected)
+    v[0, :, 600, 5] = np.inf  # hidden from some, seen by others
+    views[2][...] = v
+    expected = fm.scaled_dot_product_attention(q, k, v, key_lengths=lengths, **options)
+    result = fm.scaled_dot_product_attention(*views, key_lengths=lengths, **options)
+    assert_same_bits(result, expected)
+
+
 @every_size
 def test_run_after_run(q_len, kv_len, head_dim):
     arrays = make(3, q_len, kv_len, head_dim)

@@ -105,6 +105,11 @@ struct PanelKernels {
   // Attention of queries [first, min(first + bq, q_len)) over all their keys, written to out (and weights,
   // lse).
   void (*run)(const AttentionHead& head, int64_t first, float* scratch);
+  // The same, bit for bit, for `count` <= `group` panels, queries from `first` on, over a copy of each block of K and V:
+  // for rows so far apart that they share sets of the first-level cache. The hint `upcoming` is not used.
+  int group;
+  size_t (*group_scratch)(int64_t head_dim, int64_t value_dim);
+  void (*run_group)(const AttentionHead& head, int64_t first, int count, float* scratch);
 };
 
 struct DecodeKernels {

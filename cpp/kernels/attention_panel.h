@@ -16,9 +16,9 @@ struct Fetch {
   int64_t lines_per_tile = 0, row = 0, column = 0;
 
   Fetch() = default;
-  Fetch(const AttentionHead& head, int64_t tiles) : range(head.upcoming), end(head.upcoming + 4) {
+  Fetch(const UpcomingRows* ranges, int count, int64_t tiles) : range(ranges), end(ranges + count) {
     int64_t lines = 0;
-    for (const UpcomingRows& rows : head.upcoming) lines += rows.count * ((rows.width + 15) / 16);
+    for (int i = 0; i < count; ++i) lines += ranges[i].count * ((ranges[i].width + 15) / 16);
     lines_per_tile = (lines + tiles - 1) / tiles;
   }
 
@@ -58,17 +58,29 @@ struct Panel {
   float* alpha;       // [1]: what earlier blocks are rescaled by
   uint32_t* visible;  // [kBk] words: bit r is set when query r sees the key
   Fetch* fetch;       // what later panels read
+  // Rows of K and V from key `rows_from` on: the head's own from 0, or a copy of the block in work.
+  int64_t rows_from;
+  const float* key_rows;
+  const float* value_rows;
+  int64_t key_stride, value_stride;
   Strides strides;
 
   FASTMHA_INLINE int64_t low_of(int64_t row) const { return first_visible(head, first + row); }
   FASTMHA_INLINE int64_t high_of(int64_t row) const { return after_visible(head, first + row); }
 };
 
+// What a panel keeps from block to block, and what is free again after each.
+constexpr size_t kept_floats(int64_t head_dim, int64_t value_dim) {
+  return static_cast<size_t>(kBq) * static_cast<size_t>(head_dim + value_dim + 4);
+}
+constexpr size_t kBlockFloats = static_cast<size_t>(kBq) * 2 * kBk + kBk;
+
 size_t panel_scratch(int64_t head_dim, int64_t value_dim) {
-  return static_cast<size_t>(kBq) * static_cast<size_t>(head_dim + value_dim + 2 * kBk + 4) + kBk;
+  return kept_floats(head_dim, value_dim) + kBlockFloats;
 }
 
-Panel make_panel(const AttentionHead& head, int64_t first, float* scratch, Fetch* fetch) {
+// `kept` and `block` are scratch of the sizes above.
+Panel make_panel(const AttentionHead& head, int64_t first, float* kept, float* block, Fetch* fetch) {
   Panel p{head,
           first,
           static_cast<int>(smaller(kBq, head.q_len - first)),
@@ -83,22 +95,26 @@ Panel make_panel(const AttentionHead& head, int64_t first, float* scratch, Fetch
           nullptr,
           nullptr,
           nullptr,
-          nullptr,
+          fetch,
+          0,
+          head.key,
+          head.value,
+          head.key_stride,
+          head.value_stride,
           Strides(head.key_stride, head.value_stride)};
   // Both bounds grow with the row.
   p.key_low = p.low_of(0);
   p.key_high = p.high_of(p.rows - 1);
   if (p.key_low >= p.key_high) p.key_low = p.key_high = 0;  // a window beyond the last key: no block at all
-  p.fetch = fetch;
-  p.query = scratch;
+  p.query = kept;
   p.out = p.query + head.head_dim * kBq;
-  p.score = p.out + head.value_dim * kBq;
-  p.bias = p.score + kBk * kBq;
-  p.max = p.bias + kBk * kBq;
+  p.max = p.out + head.value_dim * kBq;
   p.top = p.max + kBq;
   p.sum = p.top + kBq;
   p.alpha = p.sum + kBq;
-  p.visible = reinterpret_cast<uint32_t*>(p.alpha + kBq);
+  p.score = block;
+  p.bias = p.score + kBk * kBq;
+  p.visible = reinterpret_cast<uint32_t*>(p.bias + kBk * kBq);
   return p;
 }
 

@@ -117,6 +117,10 @@ void run_panels(const PanelKernels& kernels, const AttentionHead& head) {
   for (int64_t first = 0; first < head.q_len; first += kernels.bq) kernels.run(head, first, scratch.data());
 }
 
+bool same_bytes(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), same_bits);
+}
+
 void run_decode(const DecodeKernels& kernels, const AttentionHead& head) {
   std::vector<float> scratch(kernels.scratch(1, head.head_dim), kNan);
   std::vector<float> total(static_cast<size_t>(2 + head.value_dim)), piece(total);
@@ -408,6 +412,39 @@ TEST(panel_strides_change_no_bit) {
         run_panels(kernels, head);
         for (size_t i = 0; i < out.size(); ++i)
           CHECK(same_bits(out[i], dense.out[i]), kernels.name, " stride ", stride, " element ", i);
+      }
+    }
+  }
+}
+
+// Panels over a copy of K and V write what each writes alone: windows that leave panels without keys, a last panel of few
+// queries, rows that are no multiple of a register, and hidden values that must be stepped over.
+TEST(panels_in_a_group_change_no_bit) {
+  for (const Isa* isa : runnable_isas()) {
+    const PanelKernels& kernels = *isa->panel;
+    for (int count : {1, 2, kernels.group}) {
+      for (int64_t offset : {-60, 0, 500}) {
+        for (int64_t left : {int64_t{90}, AttentionHead::kOpenSide}) {
+          for (int64_t right : {int64_t{0}, AttentionHead::kOpenSide}) {
+            Problem alone((count + 1) * kernels.bq - 3, 530, 33, 17);
+            for (int64_t j = 520; j < 530; ++j) alone.value[j * 17] = kInf;
+            alone.head.offset = offset;
+            alone.head.left = left;
+            alone.head.right = right;
+            Problem grouped = alone;
+            AttentionHead head = alone.head;
+            head.out = grouped.out.data();
+            head.lse = grouped.lse.data();
+            head.weights = grouped.weights.data();
+            run_panels(kernels, alone.head);
+            std::vector<float> scratch(kernels.group_scratch(33, 17), kNan);
+            kernels.run(head, 0, scratch.data());
+            kernels.run_group(head, kernels.bq, count, scratch.data());
+            CHECK(same_bytes(grouped.out, alone.out) && same_bytes(grouped.lse, alone.lse) &&
+                      same_bytes(grouped.weights, alone.weights),
+                  kernels.name, " panels ", count, " offset ", offset, " left ", left, " right ", right);
+          }
+        }
       }
     }
   }
