@@ -46,9 +46,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--rivals",
-        default=",".join(rivals.SHOWN_IN_ORDER),
+        default=",".join(n for n in rivals.SHOWN_IN_ORDER if n not in rivals.LESS_PRECISE),
         metavar="NAMES",
-        help="who takes part, of those installed: %(default)s (fastmha always does)",
+        help="who takes part, of those installed: %(default)s (fastmha always does); "
+        f"{', '.join(rivals.LESS_PRECISE)} takes part where it is named: best in a run of its own, "
+        "it slows down its float32 sister",
     )
     parser.add_argument(
         "--rivals-isa",

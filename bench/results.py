@@ -6,7 +6,7 @@ from a file.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -389,14 +389,19 @@ def _result(record: dict[str, Any]) -> Result:
 
 def merged(runs: Iterable[Run]) -> Run:
     """Several runs of parts as one: the machine of the first, results in order, later ones in place
-    of earlier ones with the same name."""
+    of earlier ones with the same name. A run of less precise rivals alone adds them."""
     runs = list(runs)
     together = Run(dict(runs[0].machine))
     versions = [run.machine.get("versions", {}) for run in reversed(runs)]
     together.machine["versions"] = {name: v for each in versions for name, v in each.items()}
     by_name: dict[tuple[str, str], Result] = {}
     for run in runs:
-        by_name.update({(result.suite, result.name): result for result in run.results})
+        for result in run.results:
+            place = result.suite, result.name
+            if place in by_name and {OURS} < set(result.rivals) <= {OURS, *LESS_PRECISE}:
+                others = {n: w for n, w in result.ways.items() if rival_of(n) in LESS_PRECISE}
+                result = replace(by_name[place], ways=by_name[place].ways | others)
+            by_name[place] = result
         together.threads = run.threads or together.threads
         together.beside = run.beside or together.beside
         together.startup = run.startup or together.startup

@@ -854,6 +854,25 @@ def test_later_runs_replace_earlier_ones():
     assert merged.threads == first.threads
 
 
+def test_a_run_of_int8_alone_adds_to_an_earlier_one():
+    from bench import results
+
+    first = run_of(result_of("one", fastmha=1.0, ctranslate2=2.0))
+    merged = results.merged([first, run_of(result_of("one", fastmha=9.0, ctranslate2_int8=0.5))])
+    medians = {name: merged.results[0].median(name) for name in merged.results[0].ways}
+    assert medians == {"fastmha": 1.0, "ctranslate2": 2.0, "ctranslate2_int8": 0.5}
+
+
+def test_every_cause_of_a_miss_is_some_workloads():
+    from bench import workloads
+    from bench.report.bounds import BOUNDS, bound
+
+    found = {bound(workload.name) for workload in workloads.every()}
+    assert {cause for _, cause in BOUNDS} <= found, (
+        "one that no workload has any more, or never had"
+    )
+
+
 # ---- reports -------------------------------------------------------------------------------------
 
 
@@ -932,7 +951,8 @@ def test_readme_section_is_generated():
     assert "| **25600 tokens/s** | 8533 tokens/s (3.00x) | 51200 tokens/s (0.50x) | 3.00x |" in text
     lost = run.results[3].name
     assert lost in text[text.index("Slower than a rival in 1 of the") :]
-    assert "missed: " in text
+    missed = text[text.index("are reached; the others") :]
+    assert "| all-MiniLM-L6-v2, 1 text of 8 tokens | 1.50x the best rival (target 2.5x)" in missed
     sentences, starts = text.index("| all-MiniLM-L6-v2, 1 text of"), text.index("| first embedding")
     assert text.index("| gelu 4096 x 3072 |") < sentences < starts
     assert "CTranslate2 | best rival" in text[text.index("| gelu 4096 x 3072 |") :]

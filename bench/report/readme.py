@@ -1,6 +1,7 @@
 """The README's section of numbers, made from a run: nothing in it is typed by hand."""
 
 from bench.report import words
+from bench.report.bounds import bound
 from bench.results import FIRST_EMBEDDING, OURS, Result, Run
 from bench.rivals import LESS_PRECISE
 
@@ -47,7 +48,8 @@ SENTENCES_INTRO = (
 GENERATION_INTRO = (
     "Translation, token by token: a Transformer-base (Marian's: 6 + 6 layers, 512 wide, 8 heads, "
     "2048, vocabulary 32,000) of random weights, the same for everybody, and the same answers. The "
-    "best rival is the best of those in float32; the answers of int8 are others."
+    "best rival is the best of those in float32; the answers of int8 are others, measured in a run "
+    "of its own."
 )
 
 
@@ -168,8 +170,10 @@ def _missed(run: Run) -> str:
     text = f"Of {len(run.verdicts)} targets {reached} are reached"
     if not missed:
         return f"{text}."
-    named = (f"{name} ({', '.join(found)})" for name, found in missed.items())
-    return f"{text}; missed: {'; '.join(named)}."
+    rows = [[name, ", ".join(found), bound(name)] for name, found in missed.items()]
+    table = [["missed by", "reached", "what bounds it"], ["---"] * 3, *rows]
+    summary = f"<details><summary>{text}; the others</summary>"
+    return "\n".join([summary, "", *map(_line, table), "", "</details>"])
 
 
 def _not_measured(run: Run) -> str:

@@ -3,6 +3,7 @@
 from html import escape
 
 from bench.report import words
+from bench.report.bounds import bound
 from bench.results import OTHER_ISA, OURS, PLAIN, Result, Run, Verdict
 from bench.rivals import rival_of
 
@@ -79,9 +80,11 @@ def targets(verdicts: list[tuple[str, Verdict]]) -> str:
     for name, verdict in verdicts:
         mark, again = "reached" if verdict.reached else "missed", name == last
         cells = [("" if again else name, ""), (words.verdict(verdict), ""), (mark, mark)]
+        cells.append(("" if verdict.reached else bound(name), ""))
         rows.append(_row(cells, "" if again else "first"))
         last = name
-    return _table([("workload", ""), ("found", ""), ("", "")], rows)
+    header = [("workload", ""), ("found", ""), ("", ""), ("what bounds it", "")]
+    return _table(header, rows)
 
 
 def isas(run: Run, others: list[Run]) -> str:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,12 @@ def words(network: Marian) -> list[str]:
     return tokens
 
 
-@lru_cache(maxsize=2)
+# A model has a pool of threads of its own, and two pools are more threads than CPUs: with another
+# one alive, either took up to twice as long. So there is one model at a time.
+@lru_cache(maxsize=1)
 def translator_of(network: Marian, compute_type: str) -> Any:
     """TransformersConverter wants a tokenizer on the disk; what it does with a model is here."""
+    _encoder.cache_clear()
     loader = MarianMTLoader()
     spec = loader.get_model_spec(origin.model_of(network))
     loader.set_vocabulary(spec, words(network))
@@ -81,8 +84,9 @@ def convert(directory: Path, output: Path) -> None:
     TransformersConverter(str(directory)).convert(str(output), force=True)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _encoder(directory: Path, compute_type: str) -> Any:
+    translator_of.cache_clear()
     with tempfile.TemporaryDirectory() as folder:
         convert(directory, Path(folder))
         return ctranslate2.Encoder(

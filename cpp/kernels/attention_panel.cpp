@@ -363,11 +363,10 @@ void panel(const AttentionHead& head, int64_t first, float* scratch) {
 
 // ---- several panels over copied rows -----------------------------------------------------------------------
 
-// Rows that are a multiple of 4 KiB apart push each other out of the first-level cache, and out of the second where pages
-// fall badly. Panels that share a copy of each block of K and V, row after row, read it without that; the arithmetic is
-// the same. (2048, 8 heads, 128): 37.8 to 38.3 ms without copies, 36.5 to 37.7 with; causal 19.8 to 21.3 and 19.4 to
-// 19.5. Groups of 8 share each copy half as often: 38.1 ms. 16 keep 0.5 MB there. AVX2: 85.6 and
-// 71.7 ms, contiguous rows 69.4.
+// Rows that are a multiple of 4 KiB apart push each other out of the first-level cache. Panels that share a copy of
+// each block of K and V, row after row, read it without that; the arithmetic is the same. (2048, 8 heads, 128), AVX2:
+// 85.6 ms without copies, 71.7 with, contiguous rows 69.4. AVX-512: 37.8 to 38.3 and 36.5 to 37.7 ms; causal 19.8 to
+// 21.3 and 19.4 to 19.5. Groups of 8 share each copy half as often: 38.1 ms. 16 keep 0.5 MB there.
 constexpr int kGroup = 16;
 
 size_t group_scratch(int64_t head_dim, int64_t value_dim) {
