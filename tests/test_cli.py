@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoints import write_checkpoint
 from fastmha.attend_page import attend_page
-from fastmha.translation_model import AttentionMaps
+from fastmha.translation_results import AttentionMaps
 
 HAMBURGER, IN_ENGLISH = "我想吃汉堡", "I want to eat a hamburger"
 UNKNOWN = "鲸"  # no sentence of the demo's grammar holds it

@@ -266,6 +266,11 @@ def test_wrong_arguments_of_the_core(random):
             _core.decoder_step([(*block[:place], thing, *block[place + 1 :])], *good[1:])
     with pytest.raises(ValueError, match="a block needs all its maps"):
         _core.decoder_step([(None, *block[1:])], *good[1:])
+    narrow = (np.ones(D - 1, np.float32), None, 1e-5)
+    with pytest.raises(ValueError, match=r"norms\[2\]\.weight must have shape"):
+        _core.decoder_step([(*block[:9], narrow, *block[10:])], *good[1:])
+    with pytest.raises(ValueError, match=r"decoder_step: norm\.weight must have shape"):
+        _core.decoder_step(good[0], narrow, *good[2:])
     largest = np.iinfo(np.int64).max
     with pytest.raises(ValueError, match=f"source 0 has {largest} rows from 1 on"):
         _core.decoder_step(*good[:7], good[7] + 1, good[8] * 0 + largest, None)

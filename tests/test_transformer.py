@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import assert_same_bits
 from fastmha.decoding import GenerationSettings, generate
-from fastmha.translation_model import TranslationConfig, TranslationModel
+from fastmha.translation_checkpoints import TranslationConfig
+from fastmha.translation_model import TranslationModel
 from torch import nn
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}

@@ -22,6 +22,7 @@ namespace fastmha {
 namespace {
 
 const char* const kOp = "decoder_step";
+const char* const kNormNames[] = {"norms[0]", "norms[1]", "norms[2]"};
 
 // Up to so many rows every thread normalises all of them for itself, in less time than a barrier takes.
 constexpr int64_t kOwnRows = 4;
@@ -208,6 +209,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
       block.plans[name] = alike ? blocks_[i - 1].plans[name] : plan_map(block.maps, map, threads);
     }
     for (const LinearLayer& map : block.maps.at) bytes += map.weight.nbytes();
+    if (block.given.gate != nullptr) bytes += block.maps.gate.weight.nbytes();
     block.self = plan_self(block);
     block.memory = plan_memory(block);
     share_relative_bias(i == 0 ? call.biased : blocks_[0].self, block.self);
@@ -463,7 +465,8 @@ double nanoseconds(const Call& call) {
   double total = 0;
   for (int64_t i = 0; i < call.count; ++i) {
     const Maps maps(call.blocks[i]);
-    for (const LinearLayer& map : maps.at) {
+    for (int name = 0; name < kMaps + (call.blocks[i].gate != nullptr); ++name) {
+      const LinearLayer& map = name == kMaps ? maps.gate : maps.at[name];
       const double weights = static_cast<double>(map.weight.nbytes()) / sizeof(float);
       const double flops = 2 * weights * static_cast<double>(call.x.shape[0]);
       total += std::max(weights * sizeof(float) / kStreamBytes, flops / map.weight.kernels().flops_per_ns);
@@ -586,13 +589,16 @@ void check(const Call& call) {
     const DecoderBlock& block = call.blocks[i];
     check_block(block, call.features());
     const LinearLayer last = held_by(*block.linear2);
-    check_sublayer(kOp, call.x, call.out, last, "linear2", block.norms[0], block.norms[1], {});
-    check_sublayer(kOp, call.x, call.out, last, "linear2", block.norms[2], params.norm, {});
+    check_sublayer(kOp, call.x, call.out, last, "linear2", {}, {}, {});
+    for (int place = 0; place < 3; ++place) {
+      check_norm(kOp, kNormNames[place], block.norms[place], call.features(), call.out);
+    }
     check_scores(block);
     FASTMHA_CHECK(params.relative_bias.empty() || block.heads == call.blocks[0].heads, kOp,
                   ": blocks that share a relative_bias must have as many heads, got ", call.blocks[0].heads,
                   " and ", block.heads);
   }
+  check_norm(kOp, "norm", params.norm, call.features(), call.out);
   check_places(call);
 }
 

@@ -57,19 +57,6 @@ void share_norm(const SublayerNorm& norm, const ConstView& x, const MutableView&
   layer_norm(x, norm.weight, out, params);
 }
 
-void check_norm(const char* op, const char* name, const SublayerNorm& norm, int64_t features,
-                const MutableView& out) {
-  if (norm.weight.empty()) return;
-  const auto check = [&](const char* part, const ConstView& vector) {
-    check_parameter(op, concat(name, ".", part).c_str(), vector, features, out);
-  };
-  check("weight", norm.weight);
-  FASTMHA_CHECK(norm.bias.empty() || norm.kind == NormKind::kLayerNorm, op, ": ", name,
-                " is an RMS norm, which has no bias");
-  if (!norm.bias.empty()) check("bias", norm.bias);
-  FASTMHA_CHECK(norm.eps >= 0.0f, op, ": ", name, ".eps must be 0 or more, got ", norm.eps);
-}
-
 }  // namespace
 
 // ---- steps -------------------------------------------------------------------------------------------------
@@ -148,12 +135,26 @@ int64_t slice_rows(const GemmKernels& kernels, int64_t row_bytes) {
 }
 
 int64_t scratch_stride(int64_t features) {
+  if (features == 0) return 0;
   constexpr int64_t kLine = 16, kAliasing = 512;  // floats: 64 bytes, 2 KiB
   const int64_t lines = (features + kLine - 1) / kLine * kLine;
   return lines % kAliasing == 0 ? lines + kLine : lines;
 }
 
 // ---- checks ------------------------------------------------------------------------------------------------
+
+void check_norm(const char* op, const char* name, const SublayerNorm& norm, int64_t features,
+                const MutableView& out) {
+  if (norm.weight.empty()) return;
+  const auto check = [&](const char* part, const ConstView& vector) {
+    check_parameter(op, concat(name, ".", part).c_str(), vector, features, out);
+  };
+  check("weight", norm.weight);
+  FASTMHA_CHECK(norm.bias.empty() || norm.kind == NormKind::kLayerNorm, op, ": ", name,
+                " is an RMS norm, which has no bias");
+  if (!norm.bias.empty()) check("bias", norm.bias);
+  FASTMHA_CHECK(norm.eps >= 0.0f, op, ": ", name, ".eps must be 0 or more, got ", norm.eps);
+}
 
 void check_sublayer_input(const char* op, const char* name, const ConstView& x, const LinearLayer& layer,
                           const char* layer_name) {

@@ -64,7 +64,7 @@ View<T> rows_of(const View<T>& matrix, int64_t first, int64_t rows) {
 }
 
 // Floats from row to row of a matrix in scratch memory: whole cache lines, and not a multiple of 2 KiB, at
-// which the rows of a tile would compete for one set of the L1 cache.
+// which the rows of a tile would compete for one set of the L1 cache. 0 for a matrix that there is not.
 int64_t scratch_stride(int64_t features);
 
 // ---- checks ------------------------------------------------------------------------------------------------
@@ -72,6 +72,9 @@ int64_t scratch_stride(int64_t features);
 // x must fit the layer called `layer_name`.
 void check_sublayer_input(const char* op, const char* name, const ConstView& x, const LinearLayer& layer,
                           const char* layer_name);
+// The norm called `name`, if there is one, must fit rows of `features`; `out` is where its result ends.
+void check_norm(const char* op, const char* name, const SublayerNorm& norm, int64_t features,
+                const MutableView& out);
 // out must have the rows of x and the features of the last layer, called `layer_name`; norms and residual
 // must fit.
 void check_sublayer(const char* op, const ConstView& x, const MutableView& out, const LinearLayer& last,

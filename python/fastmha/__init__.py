@@ -53,7 +53,8 @@ from fastmha.runtime import (
     release_memory,
     set_num_threads,
 )
-from fastmha.translation_model import Translation, TranslationModel, UnknownCharacterWarning
+from fastmha.translation_model import TranslationModel, UnknownCharacterWarning
+from fastmha.translation_results import Translation
 
 __all__ = [
     "Decoder",

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastmha._types import Float32
 from fastmha.encoder_model import EncoderMaps
-from fastmha.translation_model import AttentionMaps
+from fastmha.translation_results import AttentionMaps
 
 __all__ = ["MOST_WEIGHTS", "attend_page", "encoder_page"]
 

@@ -14,7 +14,8 @@ from fastmha.config import read_json
 from fastmha.encoder_model import EncoderModel
 from fastmha.families import FAMILIES, SEQ2SEQ_FAMILIES
 from fastmha.sentence import read_sentence_settings
-from fastmha.translation_model import OWN_TYPE, TranslationModel
+from fastmha.translation_checkpoints import OWN_TYPE
+from fastmha.translation_model import TranslationModel
 
 __all__ = ["demo_model_path", "load"]
 

@@ -30,7 +30,8 @@ from fastmha.decoding import BATCH_SIZE
 from fastmha.growing_file import GrowingFile
 from fastmha.lines import Lines
 from fastmha.models import demo_model_path
-from fastmha.translation_model import Translation, TranslationModel
+from fastmha.translation_model import TranslationModel
+from fastmha.translation_results import Translation
 from fastmha.translation_texts import TextTooLongError
 
 __all__ = [

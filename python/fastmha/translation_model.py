@@ -5,7 +5,6 @@
 Sources join a running batch as others are finished, and a result depends on its own source alone.
 """
 
-import dataclasses
 import hashlib
 import math
 import secrets
@@ -13,7 +12,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -21,7 +19,6 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from fastmha._types import Float32, Int64, Integers
-from fastmha.config import config_from
 from fastmha.decoding import (
     BATCH_SIZE,
     GenerationSettings,
@@ -32,133 +29,25 @@ from fastmha.decoding import (
     stream,
 )
 from fastmha.decoding.ids import check_source
-from fastmha.families import SEQ2SEQ_FAMILIES
 from fastmha.nn.encoder_decoder import EncoderDecoder
-from fastmha.nn.module import UNSET, check_size
+from fastmha.nn.module import check_size
 from fastmha.nn.ragged import cumulative
-from fastmha.nn.transformer import Transformer
-from fastmha.tensors import Tensors
 from fastmha.texts import check_many, check_text, tracked
+from fastmha.translation_checkpoints import open_checkpoint
 from fastmha.translation_requests import Queue, Reader, Request, paired, then_raise
-from fastmha.translation_texts import TranslationTexts, read_pair, read_translation_texts
+from fastmha.translation_results import AttentionMaps, Translation
+from fastmha.translation_texts import TranslationTexts
 from fastmha.vocabularies import UnknownCharacter
-from fastmha.weights import read_safetensors
 
-__all__ = [
-    "OWN_TYPE",
-    "AttentionMaps",
-    "Translation",
-    "TranslationConfig",
-    "TranslationModel",
-    "UnknownCharacterWarning",
-]
+__all__ = ["TranslationModel", "UnknownCharacterWarning"]
 
-OWN_TYPE = "fastmha-transformer"
 TokenIds = Sequence[Integers | Sequence[int]]
 # The text of a fingerprint.
 PROBE = "The quick brown fox jumps over 13 lazy dogs. 敏捷的棕色狐狸。"
-# Special tokens that config.json may leave out, because transformers' classes have them.
-FAIRSEQ_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-T5_TOKENS = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
-SPECIAL_TOKENS: Mapping[str, Mapping[str, int]] = {
-    "bart": {**FAIRSEQ_TOKENS, "decoder_start_token_id": 2},
-    "m2m_100": {**FAIRSEQ_TOKENS, "decoder_start_token_id": 2},
-    "marian": {"decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0},
-    **{"mbart": FAIRSEQ_TOKENS, "mt5": T5_TOKENS, "t5": T5_TOKENS},
-}
-# Of these the last token that the length allows is the end token, when no file says otherwise.
-FORCED_END = ("bart", "marian", "mbart")
 
 
 class UnknownCharacterWarning(UserWarning):
     """A text holds characters that the model has never seen; they are read as the unknown token."""
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One translation of a text.
-
-    Attributes
-    ----------
-    text : str
-    score : float
-        The sum of the log-probabilities of its tokens, the end token included, divided by their
-        number to the power of the length penalty.
-    ids : ndarray of int64
-        Without start and end token.
-
-    Examples
-    --------
-    >>> import fastmha as fm
-    >>> model = fm.load(fm.demo_model_path())
-    >>> ((best, second),) = model.n_best_stream(["我想吃汉堡"], 2)
-    >>> best.text, best.score > second.score
-    ('I want to eat a hamburger', True)
-    """
-
-    text: str
-    score: float
-    ids: Int64
-
-
-@dataclass(frozen=True)
-class AttentionMaps:
-    """Every attention weight of one translated sentence; row = the token that looks, column = the
-    token looked at.
-
-    Attributes
-    ----------
-    source, target : tuple of str
-        Tokens of the source, and of the decoder's input (the start token, then the translation).
-    translation : str
-    encoder, decoder, cross : list of ndarray of float32
-        Per layer (heads, S, S), (heads, T, T) and (heads, T, S).
-    """
-
-    source: tuple[str, ...]
-    target: tuple[str, ...]
-    translation: str
-    encoder: list[Float32]
-    decoder: list[Float32]
-    cross: list[Float32]
-
-
-@dataclass(frozen=True)
-class TranslationConfig:
-    """config.json of ``"model_type": "fastmha-transformer"``."""
-
-    src_vocab_size: int
-    tgt_vocab_size: int
-    d_model: int
-    num_heads: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    d_ff: int
-    activation: str = "relu"
-    norm_first: bool = False
-    final_norm: bool = True
-    norm_eps: float = 1e-5
-    positions: str = "sinusoidal"
-    scale_embedding: bool = True
-    max_positions: int = 512
-    pad_token_id: int = 0
-    bos_token_id: int = 1
-    eos_token_id: int = 2
-    unk_token_id: int = 3
-
-    def build(self) -> Transformer:
-        """The model without its weights."""
-        settings = dataclasses.asdict(self)
-        del settings["unk_token_id"]  # the tokenizers' affair
-        return Transformer(**settings, seed=UNSET)
-
-    @property
-    def generation(self) -> GenerationSettings:
-        return GenerationSettings(
-            decoder_start_token_id=self.bos_token_id,
-            eos_token_id=(self.eos_token_id,),
-            pad_token_id=self.pad_token_id,
-        )
 
 
 class TranslationModel:
@@ -196,16 +85,7 @@ class TranslationModel:
     @classmethod
     def from_directory(cls, path: Path, config: dict[str, Any]) -> "TranslationModel":
         """Load the model in `path`; :func:`load` reads its config.json and calls this."""
-        if config["model_type"] == OWN_TYPE:
-            return _own_model(path, config)
-        model_type = config["model_type"]
-        family = SEQ2SEQ_FAMILIES[model_type]
-        tensors = Tensors(path)
-        kept, network = family.build(config, path / "config.json", tensors)
-        settings = GenerationSettings.from_checkpoint(path, config, _defaults(path, model_type))
-        texts = read_translation_texts(path, config, network.source_vocab_size, network.vocab_size)
-        family.load(network, tensors, path)
-        return cls(kept, network, texts, settings)
+        return cls(*open_checkpoint(path, config))
 
     @property
     def texts(self) -> TranslationTexts:
@@ -915,32 +795,3 @@ def _forced(settings: GenerationSettings) -> Int64:
     """The token that comes first whatever the network says, if there is one."""
     token = settings.forced_bos_token_id
     return np.array([] if token is None else [token], np.int64)
-
-
-def _own_model(path: Path, config: dict[str, Any]) -> TranslationModel:
-    settings = config_from(TranslationConfig, config, path / "config.json")
-    try:
-        transformer = settings.build()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path / 'config.json'}: {error}") from error
-    texts = read_pair(
-        path,
-        settings.src_vocab_size,
-        settings.tgt_vocab_size,
-        end=settings.eos_token_id,
-        unknown=settings.unk_token_id,
-    )
-    weights = read_safetensors(path)
-    try:
-        transformer.load_state_dict(weights)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
-    return TranslationModel(settings, transformer, texts, settings.generation)
-
-
-def _defaults(path: Path, model_type: str) -> dict[str, int]:
-    """What a checkpoint may leave unsaid."""
-    defaults = dict(SPECIAL_TOKENS[model_type])
-    if model_type in FORCED_END and not (path / "generation_config.json").is_file():
-        defaults["forced_eos_token_id"] = defaults["eos_token_id"]
-    return defaults
