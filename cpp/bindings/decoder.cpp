@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "block_input.h"
 #include "module.h"
 #include "norm_input.h"
 #include "rows.h"
@@ -22,16 +23,6 @@ MutableView buffer(const char* op, const char* name, py::handle object, int rank
   return view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
 }
 
-// Or null for None.
-const PackedLinear* map_input(const char* op, py::handle object) {
-  if (object.is_none()) return nullptr;
-  if (!py::isinstance<PackedLinear>(object)) {
-    throw py::type_error(
-        concat(op, ": a block's maps must be packed linear layers, got ", type_name(object)));
-  }
-  return py::cast<const PackedLinear*>(object);
-}
-
 // A block's tuple, which keeps the weights and arrays alive; the list that it is from may change meanwhile.
 struct BlockInput {
   static constexpr size_t kParts = 18;
@@ -39,12 +30,7 @@ struct BlockInput {
   DecoderBlock block;
   std::optional<NormInput> norms[3];
 
-  BlockInput(const char* op, py::handle object) {
-    if (!py::isinstance<py::tuple>(object) || py::len(object) != kParts) {
-      throw py::type_error(
-          concat(op, ": a block must be a tuple of ", kParts, " parts, got ", type_name(object)));
-    }
-    parts = py::reinterpret_borrow<py::tuple>(object);
+  BlockInput(const char* op, py::handle object) : parts(block_input(op, object, kParts)) {
     const PackedLinear** maps[] = {
         &block.in_proj, &block.out_proj, &block.memory_q_proj, &block.memory_out_proj,
         &block.linear1, &block.linear2,  &block.gate};
@@ -80,13 +66,9 @@ py::object decoder_step_py(PyObject* const* arguments) {
                    slots = arguments[4], lengths = arguments[5], new_lengths = arguments[6],
                    memory_starts = arguments[7], memory_lengths = arguments[8], relative_bias = arguments[9];
   const Input input = rows_input(op, "x", x);
-  if (!py::isinstance<py::list>(blocks)) {
-    throw py::type_error(concat(op, ": blocks must be a list, got ", type_name(blocks)));
-  }
-  const auto list = py::reinterpret_borrow<py::list>(blocks);
   std::vector<std::unique_ptr<BlockInput>> inputs;
   std::vector<DecoderBlock> given;
-  for (const py::handle block : list) {
+  for (const py::handle block : list_input(op, "blocks", blocks)) {
     inputs.push_back(std::make_unique<BlockInput>(op, block));
     given.push_back(inputs.back()->block);
   }

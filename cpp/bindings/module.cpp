@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
   fastmha::python::bind_runtime(module);  // first: it refuses an unknown FASTMHA_ISA
   fastmha::python::bind_attention(module);
   fastmha::python::bind_decoder(module);
+  fastmha::python::bind_encoder(module);
   fastmha::python::bind_linear(module);
   fastmha::python::bind_norm(module);
   fastmha::python::bind_sublayer(module);

@@ -59,6 +59,7 @@ void bind_fast(pybind11::module_& module, const char* name) {
 
 void bind_attention(pybind11::module_& module);
 void bind_decoder(pybind11::module_& module);
+void bind_encoder(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);

@@ -16,6 +16,7 @@
 #include "rows.h"
 #include "sizes.h"
 #include "sublayer.h"
+#include "team_rows.h"
 #include "workspace.h"
 
 namespace fastmha {
@@ -23,11 +24,6 @@ namespace {
 
 const char* const kOp = "decoder_step";
 const char* const kNormNames[] = {"norms[0]", "norms[1]", "norms[2]"};
-
-// Up to so many rows every thread normalises all of them for itself, in less time than a barrier takes.
-constexpr int64_t kOwnRows = 4;
-// Weights that are used once come from memory or a cache at about this rate, bytes per ns and core.
-constexpr double kStreamBytes = 20;
 
 int64_t line_floats(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
@@ -71,19 +67,21 @@ struct Maps {
 // Floats from row to row of the matrices between the steps, the widest of all blocks, and what a thread needs for
 // itself.
 struct Scratch {
-  int64_t stream = 0, projected = 0, attended = 0, hidden = 0, gate = 0;
+  TeamRows::Strides strides;
+  int64_t projected = 0, attended = 0;
   int64_t attend = 0;    // of a thread, for a head or a group
   int64_t relative = 0;  // rows of a relative bias for panels of queries
 
-  explicit Scratch(const Call& call) : stream(scratch_stride(call.features())) {
+  explicit Scratch(const Call& call) {
     const Isa& isa = active_isa();
+    strides.stream = call.features();
     for (int64_t i = 0; i < call.count; ++i) {
       const DecoderBlock& block = call.blocks[i];
       const Maps maps(block);
       projected = std::max({projected, maps.out(kIn), maps.out(kMemoryQ)});
       attended = std::max({attended, maps.in(kOut), maps.in(kMemoryOut)});
-      hidden = std::max(hidden, maps.out(kLinear1));
-      if (block.gate != nullptr) gate = std::max(gate, maps.out(kLinear1));
+      strides.hidden = std::max(strides.hidden, maps.out(kLinear1));
+      if (block.gate != nullptr) strides.gate = std::max(strides.gate, maps.out(kLinear1));
       const int64_t group = block.heads / block.kv_heads * call.params.beam_size;
       for (const int64_t dim : {maps.in(kOut) / block.heads, maps.in(kMemoryOut) / block.heads}) {
         attend = std::max(attend, call.length() == 1 ? decode_floats(group, dim)
@@ -93,7 +91,9 @@ struct Scratch {
     if (const ConstView& bias = call.params.relative_bias; !bias.empty() && call.length() > 1) {
       relative = static_cast<int64_t>(relative_rows(bias.shape[0], bias.shape[1] / 2, isa.panel->bq));
     }
-    for (int64_t* stride : {&projected, &attended, &hidden, &gate}) *stride = scratch_stride(*stride);
+    for (int64_t* stride : {&projected, &attended, &strides.stream, &strides.hidden, &strides.gate}) {
+      *stride = scratch_stride(*stride);
+    }
     attend = line_floats(attend);
   }
 
@@ -105,8 +105,8 @@ struct Scratch {
     return head_floats(heads) + 2 * line_floats(heads * (2 + dim)) +
            static_cast<int64_t>(active_isa().decode->scratch(heads, dim));
   }
-  int64_t row_floats() const { return 2 * stream + projected + attended + hidden + gate; }
-  size_t thread_bytes() const { return static_cast<size_t>(attend + kOwnRows * stream) * sizeof(float); }
+  int64_t row_floats() const { return strides.row_floats() + projected + attended; }
+  size_t thread_bytes() const { return static_cast<size_t>(attend + strides.own_floats()) * sizeof(float); }
   size_t shared_bytes(int64_t rows) const {
     return static_cast<size_t>(rows * row_floats() + relative) * sizeof(float);
   }
@@ -130,19 +130,13 @@ class Run {
   void steps(Team& team) const;
 
  private:
-  LinearPlan plan_map(const Maps& maps, MapName name, int threads) const;
   AttentionPlan plan_self(const Block& block) const;
   AttentionPlan plan_memory(const Block& block) const;
 
-  template <class Sublayer>
-  ConstView around(Team& team, const Block& block, int place, const ConstView& x, Sublayer&& sublayer) const;
-  ConstView normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
-                       const MutableView& out) const;
-  GemmBlock product(const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
-                    const MutableView& out, const ConstView& residual, const LinearTask& task) const;
   void linear(Team& team, const Block& block, MapName name, const ConstView& x, const MutableView& out,
-              const ConstView& residual) const;
-  void hidden_rows(Team& team, const Block& block, const ConstView& x) const;
+              const ConstView& residual) const {
+    at_.linear(team, block.maps.at[name], block.plans[name], x, out, residual);
+  }
   void append(const Block& block, int64_t hypothesis, int64_t kv_head, int64_t count) const;
   void attend_self(const Block& block, int64_t hypothesis, int64_t kv_head, float* scratch) const;
   void attend_memory(const Block& block, int64_t source, int64_t kv_head, float* scratch) const;
@@ -159,11 +153,11 @@ class Run {
   const Scratch& sizes_;
   const Workspace& scratch_;
   int64_t first_hypothesis_, hypotheses_, length_, rows_;
-  bool far_weights_ = false;  // those of all blocks find no room in L3 until the next step
+  float* free_;  // where scratch begins that nothing has taken
+  TeamRows at_;
   const int64_t *slots_, *lengths_, *memory_starts_, *memory_lengths_;
   std::vector<int64_t> key_lengths_;
-  MutableView stream_, staged_;
-  float *projected_, *attended_, *hidden_, *gate_;
+  float *projected_, *attended_;
   std::vector<Block> blocks_;
 };
 
@@ -176,6 +170,8 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
       hypotheses_(sources * call.params.beam_size),
       length_(call.length()),
       rows_(hypotheses_ * length_),
+      free_(scratch.shared()),
+      at_(rows_, call.features(), sizes.strides, scratch, sizes.attend, free_),
       slots_(call.params.slots + first_hypothesis_),
       lengths_(call.params.lengths + first_hypothesis_),
       memory_starts_(call.params.memory_starts + first),
@@ -184,18 +180,9 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
   for (int64_t i = 0; i < hypotheses_; ++i) {
     key_lengths_[i] = lengths_[i] + call.new_length(first_hypothesis_ + i);
   }
-  float* at = scratch.shared();
-  const auto take = [&](int64_t stride) {
-    float* taken = at;
-    at += rows_ * stride;
-    return taken;
-  };
-  stream_ = {take(sizes.stream), {rows_, call.features()}, {sizes.stream, 1}};
-  staged_ = {take(sizes.stream), {rows_, call.features()}, {sizes.stream, 1}};
-  projected_ = take(sizes.projected);
-  attended_ = take(sizes.attended);
-  hidden_ = take(sizes.hidden);
-  gate_ = take(sizes.gate);
+  projected_ = free_;
+  attended_ = projected_ + rows_ * sizes.projected;
+  free_ = attended_ + rows_ * sizes.attended;
 
   size_t bytes = 0;
   blocks_.reserve(static_cast<size_t>(call.count));
@@ -206,27 +193,16 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
       const auto map = static_cast<MapName>(name);
       const bool alike = i > 0 && blocks_[i - 1].maps.in(map) == block.maps.in(map) &&
                          blocks_[i - 1].maps.out(map) == block.maps.out(map);
-      block.plans[name] = alike ? blocks_[i - 1].plans[name] : plan_map(block.maps, map, threads);
+      block.plans[name] = alike ? blocks_[i - 1].plans[name] : at_.plan(block.maps.at[map], threads);
     }
     for (const LinearLayer& map : block.maps.at) bytes += map.weight.nbytes();
     if (block.given.gate != nullptr) bytes += block.maps.gate.weight.nbytes();
     block.self = plan_self(block);
     block.memory = plan_memory(block);
     share_relative_bias(i == 0 ? call.biased : blocks_[0].self, block.self);
-    if (i == 0 && sizes.relative != 0) set_relative_rows(block.self, active_isa().panel->bq, at);
+    if (i == 0 && sizes.relative != 0) set_relative_rows(block.self, active_isa().panel->bq, free_);
   }
-  far_weights_ = bytes > static_cast<size_t>(kL3Bytes);
-}
-
-LinearPlan Run::plan_map(const Maps& maps, MapName name, int threads) const {
-  constexpr int64_t kTasksPerThread = 4;  // of a map that is too small for a region of its own
-  const GemmKernels& kernels = maps.at[name].weight.kernels();
-  LinearPlan plan = plan_linear(kernels, rows_, sizes_.stream, maps.in(name), maps.out(name));
-  if (threads > 1 && plan.tasks() < threads) {
-    const int64_t groups = ceil_div(plan.columns, plan.group);
-    plan.column_blocks = std::min(groups, kTasksPerThread * threads);
-  }
-  return plan;
+  at_.pass_weights(bytes);
 }
 
 // Where the heads lie in projected rows. Keys and values begin at those of slot 0; attend_self goes on from there.
@@ -275,86 +251,31 @@ void Run::steps(Team& team) const {
   ConstView x = rows_of(call_.x, first_hypothesis_ * length_, rows_);
   for (const Block& block : blocks_) {
     const int64_t kv_heads = block.given.kv_heads, sources = hypotheses_ / call_.params.beam_size;
-    x = around(team, block, 0, x, [&](const ConstView& input, const ConstView& residual) {
-      linear(team, block, kIn, input, projected(kIn, block.maps), {});
-      team.each(hypotheses_ * kv_heads,
-                [&](int64_t task) { attend_self(block, task / kv_heads, task % kv_heads, scratch); });
-      linear(team, block, kOut, attended(kOut, block.maps), stream_, residual);
-    });
-    x = around(team, block, 1, x, [&](const ConstView& input, const ConstView& residual) {
-      linear(team, block, kMemoryQ, input, projected(kMemoryQ, block.maps), {});
-      team.each(sources * kv_heads,
-                [&](int64_t task) { attend_memory(block, task / kv_heads, task % kv_heads, scratch); });
-      linear(team, block, kMemoryOut, attended(kMemoryOut, block.maps), stream_, residual);
-    });
-    x = around(team, block, 2, x, [&](const ConstView& input, const ConstView& residual) {
-      hidden_rows(team, block, input);
-      linear(team, block, kLinear2, {hidden_, {rows_, block.maps.out(kLinear1)}, {sizes_.hidden, 1}}, stream_,
-             residual);
-    });
+    const DecoderBlock& given = block.given;
+    x = at_.around(
+        team, given.norms[0], given.norm_first, x, [&](const ConstView& input, const ConstView& residual) {
+          linear(team, block, kIn, input, projected(kIn, block.maps), {});
+          team.each(hypotheses_ * kv_heads,
+                    [&](int64_t task) { attend_self(block, task / kv_heads, task % kv_heads, scratch); });
+          linear(team, block, kOut, attended(kOut, block.maps), at_.stream(), residual);
+        });
+    x = at_.around(
+        team, given.norms[1], given.norm_first, x, [&](const ConstView& input, const ConstView& residual) {
+          linear(team, block, kMemoryQ, input, projected(kMemoryQ, block.maps), {});
+          team.each(sources * kv_heads,
+                    [&](int64_t task) { attend_memory(block, task / kv_heads, task % kv_heads, scratch); });
+          linear(team, block, kMemoryOut, attended(kMemoryOut, block.maps), at_.stream(), residual);
+        });
+    x = at_.around(team, given.norms[2], given.norm_first, x,
+                   [&](const ConstView& input, const ConstView& residual) {
+                     at_.feed_forward(team,
+                                      {block.maps.at[kLinear1], block.maps.at[kLinear2],
+                                       given.gate == nullptr ? nullptr : &block.maps.gate,
+                                       block.plans[kLinear1], block.plans[kLinear2]},
+                                      input, residual);
+                   });
   }
   finish(team, x);
-}
-
-// norm(x + f(x)) or x + f(norm(x)), in stream_ or in the thread's own rows.
-template <class Sublayer>
-ConstView Run::around(Team& team, const Block& block, int place, const ConstView& x,
-                      Sublayer&& sublayer) const {
-  const SublayerNorm& norm = block.given.norms[place];
-  if (block.given.norm_first) {
-    sublayer(normalised(team, norm, x, staged_), x);
-    return stream_;
-  }
-  sublayer(x, x);
-  return normalised(team, norm, stream_, stream_);
-}
-
-ConstView Run::normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
-                          const MutableView& out) const {
-  if (norm.weight.empty()) return x;
-  if (rows_ <= kOwnRows) {
-    const MutableView own(scratch_.slice(team.thread()) + sizes_.attend, {rows_, call_.features()},
-                          {sizes_.stream, 1});
-    return Here::normalised(norm, x, own);
-  }
-  team.each(rows_, [&](int64_t row) { Here::normalised(norm, rows_of(x, row, 1), rows_of(out, row, 1)); });
-  return out;
-}
-
-GemmBlock Run::product(const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
-                       const MutableView& out, const ConstView& residual, const LinearTask& task) const {
-  GemmBlock block = gemm_block(layer.weight, layer.activation, x, out, residual, task);
-  block.far_weight = far_weights_;
-  if (plan.row_blocks > 1) block.weight_end = nullptr;  // as in run_linear
-  return block;
-}
-
-void Run::linear(Team& team, const Block& block, MapName name, const ConstView& x, const MutableView& out,
-                 const ConstView& residual) const {
-  const LinearLayer& layer = block.maps.at[name];
-  const LinearPlan& plan = block.plans[name];
-  team.each(plan.tasks(), [&](int64_t task) {
-    layer.weight.kernels().block(product(layer, plan, x, out, residual, plan.task(task)));
-  });
-}
-
-// A task multiplies its part of the rows by the gate at once.
-void Run::hidden_rows(Team& team, const Block& block, const ConstView& x) const {
-  const LinearLayer &layer = block.maps.at[kLinear1], &gate = block.maps.gate;
-  const LinearPlan& plan = block.plans[kLinear1];
-  const MutableView hidden(hidden_, {rows_, block.maps.out(kLinear1)}, {sizes_.hidden, 1});
-  const MutableView factors(gate_, {rows_, block.maps.out(kLinear1)}, {sizes_.gate, 1});
-  team.each(plan.tasks(), [&](int64_t task) {
-    const LinearTask part = plan.task(task);
-    const GemmKernels& kernels = layer.weight.kernels();
-    const GemmBlock rows = product(layer, plan, x, hidden, {}, part);
-    kernels.block(rows);
-    if (block.given.gate == nullptr) return;
-    const GemmBlock factor = product(gate, plan, x, factors, {}, part);
-    kernels.block(factor);
-    active_isa().rowwise->multiply(
-        {factor.out, factor.out_stride, rows.out, rows.out_stride, part.rows, part.columns});
-  });
 }
 
 // The first `count` new keys and values of a head to the slot of its hypothesis.
@@ -450,10 +371,8 @@ void Run::finish(Team& team, const ConstView& x) const {
     float* to = out.data + row * out.strides[0];
     if (row % length_ >= call_.new_length(first_hypothesis_ + row / length_)) {
       std::fill_n(to, out.shape[1], 0.0f);
-    } else if (call_.params.norm.weight.empty()) {
-      std::memcpy(to, x.data + row * x.strides[0], static_cast<size_t>(out.shape[1]) * sizeof(float));
     } else {
-      Here::normalised(call_.params.norm, rows_of(x, row, 1), rows_of(out, row, 1));
+      TeamRows::finish(call_.params.norm, x, out, row);
     }
   });
 }
@@ -466,10 +385,7 @@ double nanoseconds(const Call& call) {
   for (int64_t i = 0; i < call.count; ++i) {
     const Maps maps(call.blocks[i]);
     for (int name = 0; name < kMaps + (call.blocks[i].gate != nullptr); ++name) {
-      const LinearLayer& map = name == kMaps ? maps.gate : maps.at[name];
-      const double weights = static_cast<double>(map.weight.nbytes()) / sizeof(float);
-      const double flops = 2 * weights * static_cast<double>(call.x.shape[0]);
-      total += std::max(weights * sizeof(float) / kStreamBytes, flops / map.weight.kernels().flops_per_ns);
+      total += TeamRows::nanoseconds(name == kMaps ? maps.gate : maps.at[name], call.x.shape[0]);
     }
   }
   return total;

@@ -554,6 +554,82 @@ TEST(key_lengths) {
   }
 }
 
+// ---- encoder blocks ----------------------------------------------------------------------------------------
+
+TEST(encoder_blocks_are_their_sublayers) {
+  Random random(9);
+  constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 12, kQueries = kHeads * kDim;
+  const Layer in_proj(random, kWidth, kQueries + 2 * kKvHeads * kDim, true),
+      out_proj(random, kQueries, kWidth, true), linear1(random, kWidth, kHidden, true, Activation::kGelu),
+      linear2(random, kHidden, kWidth, true), gate(random, kWidth, kHidden, false);
+  const Norm first(random, kWidth), second(random, kWidth), last(random, kWidth);
+  const std::vector<float> bias = random.normals(kHeads * 19);
+  for (const std::vector<int64_t>& lengths :
+       {std::vector<int64_t>{2}, {5}, {14, 15}, {1, 0, 3, 70}, {130}, std::vector<int64_t>(20, 6)}) {
+    const std::vector<int64_t> bounds = bounds_of(lengths);
+    const int64_t rows = bounds.back();
+    const std::vector<float> x = random.normals(rows * kWidth);
+    for (int flags = 0; flags < 8; ++flags) {
+      EncoderBlock block;
+      block.in_proj = &in_proj.packed;
+      block.out_proj = &out_proj.packed;
+      block.linear1 = &linear1.packed;
+      block.linear2 = &linear2.packed;
+      block.gate = flags & 2 ? &gate.packed : nullptr;
+      block.heads = kHeads;
+      block.kv_heads = kKvHeads;
+      block.norm_first = flags & 1;
+      block.norms[0] = flags & 2 ? first.rms() : first.view(true);
+      block.norms[1] = flags & 2 ? second.rms() : second.view(true);
+      const ConstView relative = flags & 4 ? ConstView(bias.data(), {kHeads, 19}) : ConstView{};
+
+      std::vector<float> expected = x;
+      const auto view = [&](std::vector<float>& data) { return MutableView(data.data(), {rows, kWidth}); };
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        const std::vector<float> input = expected;
+        MultiHeadAttentionParams attention;
+        attention.heads = kHeads;
+        attention.kv_heads = kKvHeads;
+        attention.sequences = static_cast<int64_t>(lengths.size());
+        attention.cu_seqlens = bounds.data();
+        attention.relative_bias = relative;
+        attention.residual = {input.data(), {rows, kWidth}};
+        (block.norm_first ? attention.norm_before : attention.norm_after) = block.norms[0];
+        multi_head_attention(in_proj.packed, out_proj.packed, {input.data(), {rows, kWidth}}, view(expected),
+                             attention);
+        const std::vector<float> between = expected;
+        FeedForwardParams feed;
+        feed.gate = block.gate;
+        feed.residual = {between.data(), {rows, kWidth}};
+        (block.norm_first ? feed.norm_before : feed.norm_after) = block.norms[1];
+        feed_forward(linear1.packed, linear2.packed, {between.data(), {rows, kWidth}}, view(expected), feed);
+      }
+      expected = normalised(last.view(true), expected, kWidth);
+
+      const EncoderBlock both[] = {block, block};
+      EncoderBlocksParams params;
+      params.sequences = static_cast<int64_t>(lengths.size());
+      params.cu_seqlens = bounds.data();
+      params.relative_bias = relative;
+      params.norm = last.view(true);
+      for (int threads : {1, 2, 3}) {
+        const Threads with(threads);
+        std::vector<float> out = x;  // in place
+        encoder_blocks(both, 2, {out.data(), {rows, kWidth}}, view(out), params);
+        CHECK(out == expected);
+        if (lengths.size() > 1 &&
+            std::adjacent_find(lengths.begin(), lengths.end(), std::not_equal_to<>()) == lengths.end()) {
+          EncoderBlocksParams equal = params;
+          equal.cu_seqlens = nullptr;
+          std::vector<float> again(x.size());
+          encoder_blocks(both, 2, {x.data(), {rows, kWidth}}, view(again), equal);
+          CHECK(again == expected);
+        }
+      }
+    }
+  }
+}
+
 TEST(errors) {
   Random random(6);
   const Layer linear1(random, 8, 12, true), linear2(random, 12, 8, true), in_proj(random, 8, 24, true),

@@ -140,6 +140,20 @@ def multi_head_attention(
     gives queries, keys and values.
     """
 
+def encoder_blocks(
+    blocks: list[tuple[object, ...]],
+    norm: Norm | None,
+    x: Float32,
+    cu_seqlens: NDArray[np.int64] | None,
+    relative_bias: Float32 | None,
+) -> Float32:
+    """x (batch, length, width), or ragged (total, width) with `cu_seqlens`, through encoder blocks
+    and a norm, in one parallel region; for few rows, see fastmha/encoder.h.
+
+    A block is (in_proj, out_proj, linear1, linear2, gate or None, norm1, norm2, norm_first, heads,
+    kv_heads, scale or None).
+    """
+
 def decoder_step(
     blocks: list[tuple[object, ...]],
     norm: Norm | None,

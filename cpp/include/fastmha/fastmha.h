@@ -5,6 +5,7 @@
 #include "fastmha/activation.h"
 #include "fastmha/attention.h"
 #include "fastmha/decoder.h"
+#include "fastmha/encoder.h"
 #include "fastmha/linear.h"
 #include "fastmha/norm.h"
 #include "fastmha/runtime.h"
