@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
             results.write(options.json, run)
 
     try:
-        measure_all(run, chosen, present, budget, options.lenient)
-        keep()  # whatever happens to the other processes
+        measure_all(run, chosen, present, budget, options.lenient, keep)
         run_processes(run, processes, threads, options)
     except KeyboardInterrupt:
         run.unfinished["the run"] = "interrupted: what was measured until then is kept"
@@ -147,7 +147,9 @@ def measure_all(
     present: list[Any],
     budget: "Budget",
     lenient: bool,
+    keep: Callable[[], None],
 ) -> None:
+    """All workloads; `keep` is called after each, so that a run that is killed has lost little."""
     from bench import harness, limits, progress
 
     found = limits.Limits(run.machine["fastmha"]["isa"], run.machine["threads"])
@@ -163,9 +165,11 @@ def measure_all(
             short = budget if workload.axis is None else min(budget, harness.CURVE, key=seconds)
             result = harness.run(workload, present, found, short, lenient=lenient)
             run.results.append(result)
+            keep()
             shown.done(result)
     after = found.memory()
     run.machine["memory_gbps"] = {s: max(before[s], after[s]) for s in before}
+    keep()
 
 
 def run_processes(run: "Run", names: list[str], threads: int, options: argparse.Namespace) -> None:

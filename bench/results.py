@@ -284,10 +284,10 @@ class Run:
     def verdicts(self) -> list[tuple[str, Verdict]]:
         """All that was asked for, by workload: what a result says itself, and what takes a run."""
         found = [(result.name, verdict) for result in self.measured for verdict in result.verdicts]
-        found += [*self._against_numpy(), *self._thread_scaling()]
+        found += [*self.against_numpy(), *self._thread_scaling()]
         return [*found, *self._beside(), *self._startup()]
 
-    def _against_numpy(self) -> Iterator[tuple[str, Verdict]]:
+    def against_numpy(self) -> Iterator[tuple[str, Verdict]]:
         """Generic code is asked for no more than NumPy's speed with the same instructions."""
         if self.machine["fastmha"]["isa"] != "generic" or not self.machine.get("rivals_limited"):
             return
@@ -327,9 +327,10 @@ class Run:
 
 
 def isa_verdicts(first: Run, other: Run) -> list[tuple[str, Verdict]]:
-    """What AVX2 reaches of its own limit, as a part of what AVX-512 reaches of its own."""
+    """Of another instruction set: what AVX2 reaches of its own limit, as a part of what AVX-512
+    reaches of its own; what generic code takes beside NumPy."""
     if (first.machine["fastmha"]["isa"], other.machine["fastmha"]["isa"]) != ("avx512", "avx2"):
-        return []
+        return list(other.against_numpy())
     by_name, found = {result.name: result for result in other.measured}, []
     for result in first.measured:
         theirs = by_name.get(result.name)
@@ -345,7 +346,9 @@ def write(path: Path, run: Run) -> None:
     document = {"schema": SCHEMA, **asdict(run)}
     for record, result in zip(document["results"], run.results, strict=True):
         record["derived"] = derived(result)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    new = path.with_name(f"{path.name}.new")  # a run that is killed leaves the last whole one
+    new.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def derived(result: Result) -> dict[str, Any]:

@@ -446,7 +446,7 @@ def test_targets_of_a_whole_run():
     run.threads = run.beside = []
     run.machine |= {"rivals_limited": True, "fastmha": {"isa": "generic"}}
     assert [v.reached for _, v in run.verdicts if "generic" in v.what] == [False]
-    assert isa_verdicts(run, run) == []
+    assert [verdict.reached for _, verdict in isa_verdicts(run, run)] == [False]
     first, other = run_of(result_of(fastmha=0.05)), run_of(result_of(fastmha=0.06))
     first.machine["fastmha"] = {"isa": "avx512"}
     assert [verdict.reached for _, verdict in isa_verdicts(first, other)] == [False]
@@ -961,6 +961,9 @@ def test_readme_section_is_generated():
     assert "Not measured: is off by 1" in text
     with pytest.raises(ValueError, match="lacks"):
         readme.section(run_of(*run.results[:9]))
+    generic = run_of(result_of(fastmha=0.05, numpy=0.04), result_of("b", fastmha=0.02, numpy=0.04))
+    generic.machine |= {"rivals_limited": True, "fastmha": {"isa": "generic"}}
+    assert "`FASTMHA_ISA=generic`, 1 of 2 workloads are no" in readme.section(run, [generic])
     page = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
     assert readme.replace_section(page, run) == f"before\n{text}after\n"
     with pytest.raises(ValueError, match="expected"):

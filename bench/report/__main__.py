@@ -28,7 +28,7 @@ def main() -> int:
         action="append",
         default=[],
         metavar="PATH",
-        help="a run with another instruction set (FASTMHA_ISA), shown beside on the page",
+        help="a run with another instruction set (FASTMHA_ISA), shown beside",
     )
     parser.add_argument("--table", action="store_true", help="print the table")
     parser.add_argument("--readme", nargs="?", const="-", metavar="PATH")
@@ -43,10 +43,10 @@ def main() -> int:
         if options.table:
             table.print_all(run)
         if options.readme == "-":
-            sys.stdout.write(readme.section(run))
+            sys.stdout.write(readme.section(run, others))
         elif options.readme:
             path = Path(options.readme)
-            text = readme.replace_section(path.read_text(encoding="utf-8"), run)
+            text = readme.replace_section(path.read_text(encoding="utf-8"), run, others)
             path.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"bench.report: {error}", file=sys.stderr)

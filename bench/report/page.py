@@ -250,7 +250,8 @@ def _isas(run: Run, others: list[Run]) -> str:
         "isas",
         "Other instruction sets",
         "<p>The same workloads with FASTMHA_ISA set: time, and share of the limit that the same "
-        "instructions have. Red: less than 93% of the first one's share.</p><div "
+        "instructions have. Red: AVX2 with less than 93% of the first one's share, generic code "
+        "slower than NumPy.</p><div "
         f"class=card>{tables.isas(run, others)}</div>",
     )
 

@@ -1,8 +1,10 @@
 """The README's section of numbers, made from a run: nothing in it is typed by hand."""
 
+from collections.abc import Iterable
+
 from bench.report import words
 from bench.report.bounds import bound
-from bench.results import FIRST_EMBEDDING, OURS, Result, Run
+from bench.results import FIRST_EMBEDDING, OTHER_ISA, OURS, Result, Run, isa_verdicts
 from bench.rivals import LESS_PRECISE
 
 RIVALS = {rival: name for rival, name in words.NAMES.items() if rival != OURS}
@@ -53,7 +55,8 @@ GENERATION_INTRO = (
 )
 
 
-def section(run: Run) -> str:
+def section(run: Run, others: Iterable[Run] = ()) -> str:
+    """`others`: the same workloads with other instruction sets."""
     by_name = {result.name: result for result in run.measured}
     absent = [name for name in SHOWN if name not in by_name and not _failed(run, name)]
     if absent:
@@ -73,7 +76,7 @@ def section(run: Run) -> str:
         lines += ["", *_starts(run)]
     if generated:
         lines += ["", GENERATION_INTRO, "", *_table(generated)]
-    below = [_losses(run), "", _missed(run)]
+    below = [*(_isa(run, other) for other in others), _losses(run), "", _missed(run)]
     if run.failures or run.unfinished:
         below += ["", _not_measured(run)]
     return "\n".join([BEGIN, *lines, "", *below, END]) + "\n"
@@ -182,10 +185,20 @@ def _not_measured(run: Run) -> str:
     return f"Not measured: {'; '.join(reasons)}."
 
 
-def replace_section(readme: str, run: Run) -> str:
+def _isa(run: Run, other: Run) -> str:
+    verdicts = [verdict for _, verdict in isa_verdicts(run, other)]
+    reached, name = sum(verdict.reached for verdict in verdicts), other.machine["fastmha"]["isa"]
+    if name == "generic":
+        asked = "are no slower than NumPy held to the same instructions"
+    else:
+        asked = f"reach at least {OTHER_ISA:.0%} of AVX-512's share, each of its own limit"
+    return f"With `FASTMHA_ISA={name}`, {reached} of {len(verdicts)} workloads {asked}.\n"
+
+
+def replace_section(readme: str, run: Run, others: Iterable[Run] = ()) -> str:
     """The README's text with its section made anew."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END + "\n")
     if not begin or not end:
         raise ValueError(f"README: the lines {BEGIN!r} and {END!r} are expected")
-    return before + section(run) + after
+    return before + section(run, others) + after

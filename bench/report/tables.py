@@ -88,7 +88,8 @@ def targets(verdicts: list[tuple[str, Verdict]]) -> str:
 
 
 def isas(run: Run, others: list[Run]) -> str:
-    """Time and share of the own limit with every instruction set; below 93% of the first in red."""
+    """Time and share of the own limit with every instruction set. In red: AVX2 below 93% of the
+    first one's share, generic code slower than NumPy."""
     names = [each.machine["fastmha"]["isa"] for each in (run, *others)]
     by_name = [{r.name: r for r in other.measured} for other in others]
     rows = []
@@ -98,15 +99,18 @@ def isas(run: Run, others: list[Run]) -> str:
         cells.append(
             (f"{words.duration(result.median(result.ours))}, {words.percent(share)}", "number")
         )
-        for other in by_name:
+        for isa, other in zip(names[1:], by_name, strict=True):
             theirs = other.get(result.name)
             if theirs is None:
                 cells.append(("", ""))
                 continue
             found = theirs.share(theirs.ours)
             text = f"{words.duration(theirs.median(theirs.ours))}, {words.percent(found)}"
-            cells.append((text, "number lost" if found < OTHER_ISA * share else "number"))
-            cells.append((words.times(theirs.against("numpy")), "number"))
+            less = isa == "avx2" and not result.is_overhead and found < OTHER_ISA * share
+            cells.append((text, "number lost" if less else "number"))
+            numpy = theirs.against("numpy")
+            slower = isa == "generic" and numpy is not None and numpy < 1
+            cells.append((words.times(numpy), "number lost" if slower else "number"))
         rows.append(_row(cells))
     header = [("workload", ""), (names[0], "number")]
     for name in names[1:]:
