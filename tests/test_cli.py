@@ -140,7 +140,7 @@ def test_broken_checkpoints(checkpoint, tmp_path):
     wrong = [
         ({"model_type": "mystery"}, "must be one of fastmha-transformer, .* got 'mystery'"),
         ({"model_type": None}, "must be one of"),
-        ({"d_model": "128"}, "d_model must be a int, got '128'"),
+        ({"d_model": "128"}, "d_model must be an int, got '128'"),
         ({"norm_first": 1}, "norm_first must be a bool"),
         ({"num_heads": 5}, "multiple of num_heads"),
         ({"activation": "swish"}, "activation must be one of"),
@@ -334,7 +334,12 @@ def test_a_reader_that_leaves_is_no_mistake():
     [
         (["--file", "/no/such/file"], "", 1, "/no/such/file"),
         (["--model", "/no/such/model", "我"], "", 1, "/no/such/model is not a directory"),
-        (["我" * 2000], "", 1, r"line 1: 2001 tokens, the model has \d+ positions; split it"),
+        (
+            ["我" * 2000],
+            "",
+            1,
+            r"line 1: 2001 tokens, the model has \d+ positions; split it, or truncate",
+        ),
         ([], HAMBURGER + "\n" + "我" * 2000, 1, "line 2: 2001 tokens"),
         ([], b"\xff\xfe\x00", 1, "stdin: line 1: not UTF-8: byte 0xff at byte 1; convert"),
         ([HAMBURGER, b"\xe6\x88\x91\xe6"], "", 1, "argument 2: not UTF-8: byte 0xe6 at byte 4"),

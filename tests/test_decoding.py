@@ -548,6 +548,7 @@ def test_settings_that_transformers_writes(tmp_path):
         (ValueError, "repetition_penalty must lie in", {"repetition_penalty": -1}),
         (ValueError, "repetition_penalty must lie in", {"repetition_penalty": 1e-45}),
         (ValueError, "length_penalty must lie in", {"length_penalty": float("nan")}),
+        (ValueError, "num_beams must be at most 10000", {"num_beams": 10**18}),
         (ValueError, "length_penalty must lie in -32", {"length_penalty": -2000.0}),
         (ValueError, "early_stopping must be", {"early_stopping": "always"}),
         (
@@ -703,6 +704,15 @@ def test_what_came_before_a_wrong_source_is_given(batch_size):
     assert [next(given)[0].ids.tolist() for _ in sources] == expected
     with pytest.raises(ValueError, match="source 7 holds the id 99"):
         next(given)
+
+
+def test_settings_of_a_checkpoint_need_its_directory_and_config(tmp_path):
+    config = {"decoder_start_token_id": START}
+    assert GenerationSettings.from_checkpoint(str(tmp_path), config).decoder_start_token_id == START
+    with pytest.raises(FileNotFoundError, match="nope is not a directory"):
+        GenerationSettings.from_checkpoint(tmp_path / "nope", config)
+    with pytest.raises(TypeError, match="config must be what"):
+        GenerationSettings.from_checkpoint(tmp_path, object())
 
 
 def test_fewer_targets_than_beams():

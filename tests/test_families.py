@@ -218,7 +218,7 @@ def test_buckets_of_distances():
         ("bert", {"quantization_config": {"bits": 4}}, "quantization_config is .* leaving it out"),
         ("bert", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map says that the model is code"),
         ("bert", {"hidden_size": None}, "missing: hidden_size"),
-        ("bert", {"hidden_size": "48"}, "hidden_size must be a int, got '48'"),
+        ("bert", {"hidden_size": "48"}, "hidden_size must be an int, got '48'"),
         ("bert", {"num_attention_heads": 5}, r"multiple of num_heads \(5\)"),
         ("bert", {"max_position_embeddings": 0}, "at least one position"),
         ("bert", {"num_hidden_layers": 0}, "at least one block"),

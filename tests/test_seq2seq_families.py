@@ -347,7 +347,7 @@ def test_padding_within_a_target(tmp_path):
         ("marian", {"quantization_config": {"bits": 4}}, "quantization_config is .* leaving it"),
         ("marian", {"auto_map": {"AutoModelForSeq2SeqLM": "x.Y"}}, "auto_map says that the model"),
         ("marian", {"d_model": None}, "missing: d_model"),
-        ("marian", {"d_model": "48"}, "d_model must be a int, got '48'"),
+        ("marian", {"d_model": "48"}, "d_model must be an int, got '48'"),
         ("marian", {"decoder_layers": 0}, "at least one block"),
         ("marian", {"decoder_layers": 10**9}, "decoder_layers is 1000000000, the weights are"),
         ("marian", {"decoder_attention_heads": 5}, r"multiple of num_heads \(5\)"),

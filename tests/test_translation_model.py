@@ -4,6 +4,7 @@ generate."""
 import itertools
 import json
 import math
+import pickle
 import sys
 
 import fastmha as fm
@@ -639,3 +640,17 @@ def test_fingerprints_tell_models_apart(made):
     prints = {made(name).ours.fingerprint() for name in ("marian", "t5", "bart")}
     assert len(prints) == 3
     assert made("t5").ours.fingerprint() in prints
+
+
+def test_unknown_characters_of_a_prefix_and_a_stream_are_told():
+    """They vanish from the result, and the reader must know."""
+    demo = fm.load(fm.demo_model_path())
+    with pytest.warns(fm.UnknownCharacterWarning, match="prefix.* holds characters unknown"):
+        demo.translate(["我想吃汉堡"], prefix="I ♥")
+    with pytest.warns(fm.UnknownCharacterWarning, match="♥"):
+        list(demo.stream("我♥"))
+
+
+def test_models_say_why_they_cannot_be_pickled():
+    with pytest.raises(TypeError, match="cannot be pickled or copied deeply: in another process"):
+        pickle.dumps(fm.load(fm.demo_model_path()))

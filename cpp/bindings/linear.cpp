@@ -64,7 +64,13 @@ void bind_linear(py::module_& module) {
                              [](const PackedLinear& layer) { return activation_name(layer.activation()); })
       .def_property_readonly("nbytes", &PackedLinear::nbytes)
       .def("__call__", &call_linear, py::arg("x"), py::arg("residual"), py::arg("out"))
-      .def("unpack", &unpack);
+      .def("unpack", &unpack)
+      // pickle and copy.deepcopy ask for it
+      .def("__reduce__", [](const PackedLinear&) -> py::object {
+        throw py::type_error(
+            "packed weights cannot be pickled or copied deeply: in another process load the model from its "
+            "files, or give a new one the state_dict()");
+      });
 }
 
 }  // namespace fastmha::python

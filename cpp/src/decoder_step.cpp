@@ -395,7 +395,8 @@ void run(const Call& call) {
   const Scratch sizes(call);
   // Of as many sources at a time as the scratch memory is meant for.
   const int64_t source_rows = call.params.beam_size * call.length();
-  const int most_threads = threads_for(INT64_MAX, nanoseconds(call));
+  constexpr int64_t kSteps = 11;  // of a block
+  const int most_threads = TeamRows::threads(nanoseconds(call), kSteps * call.count);
   const int64_t source_bytes = source_rows * sizes.row_floats() * static_cast<int64_t>(sizeof(float));
   const int64_t at_once =
       std::min(call.params.sources, std::max<int64_t>(1, kMostBytes * most_threads / source_bytes));

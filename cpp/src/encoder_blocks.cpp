@@ -229,7 +229,8 @@ double nanoseconds(const Call& call) {
 
 void run(const Call& call) {
   const Scratch sizes(call);
-  const int threads = threads_for(INT64_MAX, nanoseconds(call));
+  constexpr int64_t kSteps = 7;  // of a block
+  const int threads = TeamRows::threads(nanoseconds(call), kSteps * call.count);
   const Workspace scratch(threads, sizes.thread_bytes(), sizes.shared_bytes(call.rows()));
   const Run all(call, sizes, scratch, threads);
   parallel_team(threads, [&](Team& team) { all.steps(team); });

@@ -2,6 +2,7 @@
 #include "team_rows.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "isa.h"
@@ -103,6 +104,14 @@ double TeamRows::nanoseconds(const LinearLayer& layer, int64_t rows) {
   const double weights = static_cast<double>(layer.weight.nbytes()) / sizeof(float);
   const double flops = 2 * weights * static_cast<double>(rows);
   return std::max(weights * sizeof(float) / kStreamBytes, flops / layer.weight.kernels().flops_per_ns);
+}
+
+int TeamRows::threads(double nanoseconds, int64_t steps) {
+  // A barrier of two threads takes 0.3 us. It is taken to grow with their number, as every thread that comes writes to
+  // the same line: the sum of the work of a thread and of the barriers is least for so many.
+  constexpr double kBarrierNanoseconds = 150;  // for each thread
+  const double best = std::sqrt(nanoseconds / (kBarrierNanoseconds * static_cast<double>(steps)));
+  return threads_for(std::max<int64_t>(1, std::llround(best)), nanoseconds);
 }
 
 }  // namespace fastmha

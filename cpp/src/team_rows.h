@@ -61,6 +61,8 @@ class TeamRows {
 
   // Time of a product on one thread.
   static double nanoseconds(const LinearLayer& layer, int64_t rows);
+  // Threads worth using for steps that take `nanoseconds` in all on one thread.
+  static int threads(double nanoseconds, int64_t steps);
 
  private:
   // Up to so many rows every thread normalises all of them for itself, in less time than a barrier takes.

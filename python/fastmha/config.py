@@ -69,6 +69,7 @@ def config_from(kind: type[Config], config: dict[str, Any], file: Path) -> Confi
         expected = fields[name].type
         wrong_bool = isinstance(value, bool) and expected is not bool
         if wrong_bool or not isinstance(value, TYPES[expected]):
-            kind_name = getattr(expected, "__name__", expected)
-            raise ValueError(f"{file}: {name} must be a {kind_name}, got {value!r}")
+            kind_name = str(getattr(expected, "__name__", expected))
+            article = "an" if kind_name.startswith("i") else "a"
+            raise ValueError(f"{file}: {name} must be {article} {kind_name}, got {value!r}")
     return kind(**settings)

@@ -291,6 +291,7 @@ class TranslationModel:
         made = self._settings("stream", 1, max_new_tokens, tgt_lang, 1, settings)
         options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
         (source,) = self._sources("stream", [text], **options)
+        self._warn_of_unknown([text], [source])
         start = self._prefix_ids("stream: prefix", prefix, made)
         ids = stream(self.network, source, made, prefix=start) if text.strip() else iter(())
         return self._growing_text(start.tolist(), ids)
@@ -702,6 +703,14 @@ class TranslationModel:
         come first is."""
         check_text(what, prefix)
         (ids,) = self.texts.targets([prefix])
+        unknown_id = self.texts.target.unknown_id
+        if unknown_id is not None and unknown_id in ids:
+            warnings.warn(
+                f"{what} {prefix!r:.80} holds characters unknown to the model, and not in the "
+                "result",
+                UnknownCharacterWarning,
+                stacklevel=2,
+            )
         ids = np.concatenate([_forced(settings), ids]) if ids.size else ids
         try:  # here, where it is known which of them it is
             settings.longest(1 + ids.size, self.network.max_target_length)

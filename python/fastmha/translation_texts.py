@@ -110,7 +110,7 @@ class TextTooLongError(ValueError):
 
     def __init__(self, index: int, tokens: int, longest: int) -> None:
         self.index = index
-        self.reason = f"{tokens} tokens, the model has {longest} positions; split it"
+        self.reason = f"{tokens} tokens, the model has {longest} positions; split it, or truncate"
         super().__init__(f"translate: text {index} has {self.reason}")
 
 

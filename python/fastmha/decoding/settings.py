@@ -8,6 +8,7 @@ nothing).
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,13 +188,16 @@ class GenerationSettings:
 
     @classmethod
     def from_checkpoint(
-        cls, directory: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+        cls,
+        directory: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
     ) -> "GenerationSettings":
         """Settings from generation_config.json, or from config.json where there is none.
 
         Parameters
         ----------
-        directory : Path
+        directory : path
             The checkpoint.
         config : mapping
             Its config.json, where older checkpoints hold these fields, too. Next to a
@@ -203,9 +207,21 @@ class GenerationSettings:
 
         Raises
         ------
+        FileNotFoundError
+            There is no such directory.
+        TypeError
+            `config` is no mapping.
         ValueError
             The file is broken, or a field asks for something that is not done here.
         """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory} is not a directory with a checkpoint")
+        if not isinstance(config, Mapping):
+            raise TypeError(
+                "GenerationSettings.from_checkpoint: config must be what config.json holds, a "
+                f"mapping, got {type(config).__name__}"
+            )
         file = directory / "generation_config.json"
         if file.is_file():
             fields = read_json(file)
@@ -279,6 +295,10 @@ class GenerationSettings:
         return longest
 
     def _check_ranges(self) -> None:
+        if self.num_beams > _MOST_BEAMS:
+            raise ValueError(
+                f"generate: num_beams must be at most {_MOST_BEAMS}, got {self.num_beams}"
+            )
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -287,7 +307,7 @@ class GenerationSettings:
         for name in ("repetition_penalty", "temperature")[: 1 + self.do_sample]:
             if not _TINY <= getattr(self, name) <= 1 / _TINY:
                 raise ValueError(
-                    f"generate: {name} must lie in {_TINY} .. {1 / _TINY}, "
+                    f"generate: {name} must lie in {_TINY:g} .. {1 / _TINY:g}, "
                     f"got {getattr(self, name)}"
                 )
         for name in ("top_p", "min_p"):
@@ -342,6 +362,8 @@ DEFAULT_LENGTH = 513
 _TINY = 1e-30
 # A target of 2^31 tokens to this power, 2^992, is still a float64, and so is one by it.
 _STEEPEST = 32
+# More would take gigabytes for nothing: no search is better for that many.
+_MOST_BEAMS = 10_000
 _LEAST = {
     **{"decoder_start_token_id": 0, "max_new_tokens": 1, "max_length": 2, "min_new_tokens": 0},
     **{"min_length": 0, "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "seed": 0},
