@@ -303,6 +303,13 @@ def test_closed_standard_input():
     assert result.stderr.startswith("fastmha: nothing to translate")
 
 
+def test_closed_standard_output():
+    command = f"exec {sys.executable} -m fastmha.cli translate {HAMBURGER} >&-"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "fastmha: standard output is closed\n"
+
+
 def test_version_and_module():
     version = run("--version")[0]
     assert version == f"fastmha {fm.__version__}\n"

@@ -389,6 +389,11 @@ def test_ids_instead_of_texts(checkpoint):
         model.encode_ids([[VOCAB]])
 
 
+def test_normalize_is_a_bool(checkpoint):
+    with pytest.raises(TypeError, match="normalize must be a bool or None, got 'no'"):
+        fm.load(checkpoint).encode(["a"], normalize="no")
+
+
 def test_any_iterator_fills_one_array(checkpoint, monkeypatch):
     monkeypatch.setattr("fastmha.encoder_model.CHUNK", 4)
     model = fm.load(checkpoint)

@@ -46,6 +46,7 @@ __all__ = [
     "mistakes_as_one_line",
     "progress_bar",
     "set_threads",
+    "write_out",
 ]
 
 STANDARD = Path("-")
@@ -106,10 +107,20 @@ def mistakes_as_one_line() -> Iterator[None]:
         fail(f"the text has {error.reason}")
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         fail(str(error))
+    except MemoryError as error:
+        fail(f"not enough memory: {error}")
     except Terminated:
         raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def write_out(text: str) -> None:
+    """To standard output, at once."""
+    if sys.stdout is None:
+        raise OSError("standard output is closed")
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _in_words(error: OSError) -> str:

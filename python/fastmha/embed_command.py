@@ -22,6 +22,7 @@ from fastmha.command_tools import (
     mistakes_as_one_line,
     progress_bar,
     set_threads,
+    write_out,
 )
 from fastmha.embed_files import (
     CHUNK,
@@ -138,8 +139,7 @@ class Job:
     def to_stdout(self) -> None:
         with progress_bar("embedding", "texts", self.sources) as (bar, task):
             for _, texts in chunks(Lines([], self.sources), CHUNK):
-                sys.stdout.write(json_lines(texts, self._encode(texts)).decode())
-                sys.stdout.flush()
+                write_out(json_lines(texts, self._encode(texts)).decode())
                 bar.advance(task, len(texts))
 
     def to_file(self, path: Path, kind: type[EmbeddingFile], restart: bool) -> None:

@@ -253,6 +253,8 @@ class EncoderModel:
         batch_tokens: int,
         normalize: bool | None,
     ) -> Float32:
+        if not (normalize is None or isinstance(normalize, bool | np.bool_)):
+            raise TypeError(f"encode: normalize must be a bool or None, got {normalize!r}")
         rows = np.zeros((len(sequences), self.embedding_dim), np.float32)
         for batch, states, bounds in self._run(sequences, batch_size, batch_tokens, None):
             rows[batch] = pool(states, bounds, self.settings.pooling)

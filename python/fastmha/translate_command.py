@@ -25,6 +25,7 @@ from fastmha.command_tools import (
     mistakes_as_one_line,
     progress_bar,
     set_threads,
+    write_out,
 )
 from fastmha.decoding import BATCH_SIZE
 from fastmha.growing_file import GrowingFile
@@ -186,8 +187,7 @@ class Job:
         typed = STANDARD in self.files and sys.stdin is not None and sys.stdin.isatty()
         with self._progress() as (bar, task):
             for _, out in self._translated(self._lines(), batch, one_by_one=typed):
-                sys.stdout.write(out)
-                sys.stdout.flush()
+                write_out(out)
                 bar.advance(task)
 
     def to_file(self, path: Path, batch: int, restart: bool) -> None:
