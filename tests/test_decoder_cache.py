@@ -133,20 +133,56 @@ def test_several_positions_are_bit_for_bit_those_without_a_cache(random):
         assert_same_bits(decoder(x[:, 20:], cache=cache), whole[:, 20:])
 
 
-def test_reorder_copies_only_where_two_continue_the_same_one(random, monkeypatch):
+def test_reorder_moves_nothing_where_hypotheses_are_as_long(random):
     decoder = decoder_of()
     cache = decoder.new_cache(2, 4, beam_size=3)
     decoder(random.normal(6, 1, D), random.normal(2, 5, D), cache=cache)
-    copied = []
-    copy = _core.copy_slots
-    monkeypatch.setattr(
-        _core, "copy_slots", lambda *args: (copied.append(len(args[2])), copy(*args))
-    )
-    cache.reorder(np.arange(6))
+    before = [(block.key.copy(), block.value.copy()) for block in cache.blocks]
     cache.reorder([2, 0, 1, 3, 5, 4])
-    assert copied == []
     cache.reorder([0, 0, 1, 4, 4, 4])
-    assert copied == [3]
+    for block, (key, value) in zip(cache.blocks, before, strict=True):
+        assert_same_bits(block.key, key)
+        assert_same_bits(block.value, value)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("longest", [1, 5])
+def test_a_hypothesis_goes_on_as_the_one_that_it_continues(random, alike, longest):
+    """Bit for bit what a hypothesis gives that has read the same positions by itself, through
+    reorders of all kinds, for one and for several new positions."""
+    decoder = decoder_of()
+    beams, capacity = 4, 24
+    memory = random.normal(2, 7, D)
+    cache = decoder.new_cache(2, capacity, beam_size=beams)
+    read = [np.empty((0, D), np.float32) for _ in range(2 * beams)]
+
+    def alone(rows, source, count):
+        """The last `count` of these rows. One at a time, or all at once, as the cache got them."""
+        own = decoder.new_cache(1, capacity)
+        if longest == 1:
+            steps = [(row[None, None], 1) for row in rows]
+        else:
+            steps = [(np.concatenate([rows, np.zeros((2, D), np.float32)])[None], len(rows))]
+        for step, counted in steps:
+            given = None if own.has_memory else memory[None, source]
+            out = decoder(step, given, cache=own, key_lengths=[counted])
+        return out[0, counted - count : counted]
+
+    while max(map(len, read)) + longest <= capacity:
+        x = random.normal(2 * beams, longest, D)
+        counts = np.full(2 * beams, longest)
+        if not alike:
+            counts = random.rng.integers(0, longest + 1, 2 * beams)
+        given = None if cache.has_memory else memory
+        out = decoder(x, given, cache=cache, key_lengths=counts)
+        for n, count in enumerate(counts.tolist()):
+            read[n] = np.concatenate([read[n], x[n, :count]])
+            if count:
+                assert_same_bits(out[n, :count], alone(read[n], n // beams, count))
+        np.testing.assert_array_equal(cache.lengths, [len(rows) for rows in read])
+        parents = random.rng.integers(0, beams, 2 * beams) + np.repeat([0, beams], beams)
+        cache.reorder(parents)
+        read = [read[parent] for parent in parents]
 
 
 def test_memory_of_sources_that_left_is_used_again(random):
@@ -244,7 +280,8 @@ def step_arguments(random, sources, beam_size, *, capacity=4):
     x = random.normal(slots, 1, D)
     zeros = np.zeros(slots, np.int64)
     starts = 2 * np.arange(sources)
-    return [blocks, None, x, beam_size, np.arange(slots), zeros, None, starts, starts * 0 + 2, None]
+    memory = [starts, starts * 0 + 2]
+    return [blocks, None, x, beam_size, np.arange(slots), zeros, None, None, *memory, None]
 
 
 def test_wrong_arguments_of_the_core(random):
@@ -273,7 +310,17 @@ def test_wrong_arguments_of_the_core(random):
         _core.decoder_step(good[0], narrow, *good[2:])
     largest = np.iinfo(np.int64).max
     with pytest.raises(ValueError, match=f"source 0 has {largest} rows from 1 on"):
-        _core.decoder_step(*good[:7], good[7] + 1, good[8] * 0 + largest, None)
+        _core.decoder_step(*good[:8], good[8] + 1, good[9] * 0 + largest, None)
+    for slots, message in (
+        (np.zeros(4, np.int64), r"position_slots must be \(4, 0 or more\), got \(4,\)"),
+        (np.zeros((3, 2), np.int64), r"position_slots must be \(4, 0 or more\), got \(3, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _core.decoder_step(*good[:7], slots, *good[8:])
+    with pytest.raises(ValueError, match=r"must be \(4, 2 or more\), got \(4, 1\)"):
+        _core.decoder_step(*good[:5], good[5] + 2, None, np.zeros((4, 1), np.int64), *good[8:])
+    with pytest.raises(TypeError, match="position_slots must be integers, got float64"):
+        _core.decoder_step(*good[:7], np.zeros((4, 1)), *good[8:])
 
 
 def test_a_relative_bias_is_refused_before_the_first_part_of_many_sources(random):

@@ -1,6 +1,7 @@
 // Decoding steps for Python.
 #include "fastmha/decoder.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -60,11 +61,30 @@ std::vector<int64_t> numbers_of(const char* op, const char* name, py::handle obj
   return numbers;
 }
 
+// (hypotheses, positions) integers, with a column for each position that a hypothesis holds.
+struct Indices {
+  std::vector<int64_t> numbers;
+  int64_t stride;
+
+  Indices(const char* op, const char* name, py::handle object, size_t hypotheses,
+          const std::vector<int64_t>& lengths) {
+    const py::array array = checked_array(op, name, object);
+    const int64_t longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+    FASTMHA_CHECK(array.ndim() == 2 && array.shape(0) == static_cast<py::ssize_t>(hypotheses) &&
+                      array.shape(1) >= longest,
+                  op, ": ", name, " must be (", hypotheses, ", ", longest, " or more), got ",
+                  shape_text(array));
+    stride = array.shape(1);
+    numbers = index_input(op, name, array.attr("reshape")(-1));
+  }
+};
+
 py::object decoder_step_py(PyObject* const* arguments) {
   const char* op = "decoder_step";
   const py::handle blocks = arguments[0], norm = arguments[1], x = arguments[2], beam_size = arguments[3],
                    slots = arguments[4], lengths = arguments[5], new_lengths = arguments[6],
-                   memory_starts = arguments[7], memory_lengths = arguments[8], relative_bias = arguments[9];
+                   position_slots = arguments[7], memory_starts = arguments[8], memory_lengths = arguments[9],
+                   relative_bias = arguments[10];
   const Input input = rows_input(op, "x", x);
   std::vector<std::unique_ptr<BlockInput>> inputs;
   std::vector<DecoderBlock> given;
@@ -88,6 +108,12 @@ py::object decoder_step_py(PyObject* const* arguments) {
   const auto held = numbers_of(op, "lengths", lengths, hypotheses);
   std::vector<int64_t> added;
   if (!new_lengths.is_none()) added = numbers_of(op, "new_lengths", new_lengths, hypotheses);
+  std::optional<Indices> earlier;
+  if (!position_slots.is_none()) {
+    earlier.emplace(op, "position_slots", position_slots, hypotheses, held);
+    params.position_slots = earlier->numbers.data();
+    params.position_slots_stride = earlier->stride;
+  }
   params.slots = slot_numbers.data();
   params.lengths = held.data();
   params.new_lengths = new_lengths.is_none() ? nullptr : added.data();
@@ -109,28 +135,8 @@ py::object decoder_step_py(PyObject* const* arguments) {
   return out.array;
 }
 
-void copy_slots_py(const py::list& key_list, const py::list& value_list, py::handle from, py::handle to,
-                   py::handle lengths) {
-  const char* op = "copy_slots";
-  const py::tuple keys(key_list), values(value_list);  // hold the arrays, as the lists may change meanwhile
-  std::vector<MutableView> key_views, value_views;
-  for (const py::handle key : keys) key_views.push_back(buffer(op, "key", key, 4));
-  for (const py::handle value : values) value_views.push_back(buffer(op, "value", value, 4));
-  FASTMHA_CHECK(key_views.size() == value_views.size(), op, ": as many keys as values are needed");
-  const std::vector<int64_t> sources = index_input(op, "from", from);
-  const auto targets = numbers_of(op, "to", to, sources.size());
-  const auto counts = numbers_of(op, "lengths", lengths, sources.size());
-  // As above.
-  py::gil_scoped_release release;
-  copy_slots(key_views.data(), value_views.data(), static_cast<int64_t>(key_views.size()), sources.data(),
-             targets.data(), counts.data(), static_cast<int64_t>(sources.size()));
-}
-
 }  // namespace
 
-void bind_decoder(py::module_& module) {
-  bind_fast<10, decoder_step_py>(module, "decoder_step");
-  module.def("copy_slots", &copy_slots_py);
-}
+void bind_decoder(py::module_& module) { bind_fast<11, decoder_step_py>(module, "decoder_step"); }
 
 }  // namespace fastmha::python

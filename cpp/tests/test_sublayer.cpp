@@ -368,7 +368,53 @@ TEST(decoder_step_is_that_of_its_parts) {
   }
 }
 
-TEST(decoder_step_errors_and_copies) {
+TEST(positions_of_a_hypothesis_may_lie_in_many_slots) {
+  using D = Decoding;
+  const int64_t slots[] = {5, 0, 3, 6}, lengths[] = {30, 30, 290, 17};
+  const int64_t starts[] = {40, 3}, memory_lengths[] = {20, 5};
+  for (const int64_t length : {1, 3}) {
+    for (const int threads : {1, 2, 5}) {
+      const Threads set(threads);
+      Random random(9), again(9);
+      Decoding scattered(random), own(again);
+      std::vector<int64_t> held(4 * 300);
+      for (int64_t i = 0; i < 4; ++i) {
+        for (int64_t j = 0; j < lengths[i]; ++j) {
+          // Those that no hypothesis writes to in this call, and now and then its own.
+          const int64_t others[] = {1, 2, 4, slots[i]};
+          const int64_t slot = held[i * 300 + j] = others[(j * 7 + i) % 4];
+          for (int64_t h = 0; h < D::kKvHeads; ++h) {
+            const auto row = [&](int64_t s) { return ((s * D::kKvHeads + h) * D::kCapacity + j) * D::kDim; };
+            std::copy_n(scattered.key.begin() + row(slot), D::kDim, own.key.begin() + row(slots[i]));
+            std::copy_n(scattered.value.begin() + row(slot), D::kDim, own.value.begin() + row(slots[i]));
+          }
+        }
+      }
+      const std::vector<float> x = random.normals(4 * length * kWidth);
+      DecoderStepParams params;
+      params.sources = 2;
+      params.beam_size = 2;
+      params.slots = slots;
+      params.lengths = lengths;
+      params.memory_starts = starts;
+      params.memory_lengths = memory_lengths;
+      const auto step = [&](Decoding& decoding) {
+        const DecoderBlock block = decoding.block(1);
+        std::vector<float> out(x.size());
+        decoder_step(&block, 1, {x.data(), {4 * length, kWidth}}, {out.data(), {4 * length, kWidth}}, params);
+        return out;
+      };
+      const std::vector<float> expected = step(own);
+      params.position_slots = held.data();
+      params.position_slots_stride = 300;
+      const std::vector<float> got = step(scattered);
+      CHECK(std::equal(got.begin(), got.end(), expected.begin(), test::same_bits), length, " positions, ",
+            threads, " threads");
+    }
+  }
+}
+
+TEST(decoder_step_errors) {
   Random random(8);
   Decoding decoding(random);
   std::vector<float> x = random.normals(2 * kWidth), out(x.size());
@@ -401,27 +447,20 @@ TEST(decoder_step_errors_and_copies) {
   fails([](auto&, auto&, auto&, auto&, auto&, auto& start) { start = 56; },
         "source 0 has 5 rows from 56 on, of a memory of 60");
 
-  const std::vector<float> before = decoding.value;
-  DecoderBlock block = decoding.block(0);
-  const int64_t from[] = {1, 1}, to[] = {0, 4}, lengths[] = {3, 300};
-  copy_slots(&block.key, &block.value, 1, from, to, lengths, 2);
-  constexpr int64_t kSlot = Decoding::kCapacity * Decoding::kKeys,
-                    kHead = Decoding::kCapacity * Decoding::kDim;
-  CHECK(std::equal(before.begin() + kSlot, before.begin() + 2 * kSlot, decoding.value.begin() + 4 * kSlot),
-        "all");
-  for (int64_t h = 0; h < Decoding::kKvHeads; ++h) {
-    const auto head = decoding.value.begin() + h * kHead;
-    CHECK(std::equal(head, head + 3 * Decoding::kDim, before.begin() + kSlot + h * kHead), "three positions");
-    CHECK(
-        std::equal(head + 3 * Decoding::kDim, head + kHead, before.begin() + h * kHead + 3 * Decoding::kDim),
-        "rest");
-  }
-  const int64_t wrong[] = {7, 1};
-  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, wrong, to, lengths, 2), "slots must lie in 0 .. 6");
-  const int64_t twice[] = {4, 4}, chain[] = {2, 1};
-  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, from, twice, lengths, 2), "slot 4 is copied to twice");
-  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, from, chain, lengths, 2),
-               "slot 1 is copied to and from");
+  const int64_t own[] = {0, 0, 0, 0, 1, 1, 1, 1}, shared[] = {0, 0, 0, 0, 1, 1, 1, 0};
+  const int64_t outside[] = {0, 0, 0, 0, 1, 1, 1, 7};
+  const auto held = [&](const int64_t* slots, int64_t length) {
+    return [=](auto&, auto& p, auto&, auto& lengths, auto&...) {
+      p.position_slots = slots;
+      p.position_slots_stride = 4;
+      lengths[0] = length;
+    };
+  };
+  step(held(own, 0));
+  step(held(shared, 4));
+  fails(held(outside, 0), "position_slots must lie in 0 .. 6, got 7 for position 3 of hypothesis 1");
+  fails(held(shared, 3),
+        "position 3 of hypothesis 1 lies in slot 0, which the call writes to from position 3 on");
 }
 
 TEST(attention_is_that_of_its_parts) {

@@ -162,6 +162,7 @@ def decoder_step(
     slots: NDArray[np.int64],
     lengths: NDArray[np.int64],
     new_lengths: NDArray[np.int64] | None,
+    position_slots: NDArray[np.int64] | None,
     memory_starts: NDArray[np.int64],
     memory_lengths: NDArray[np.int64],
     relative_bias: Float32 | None,
@@ -172,15 +173,6 @@ def decoder_step(
     norm1, norm2, norm3, norm_first, heads, kv_heads, scale or None, key, value, memory_key,
     memory_value). New keys and values are written; the caller counts them in `lengths`.
     """
-
-def copy_slots(
-    keys: list[Float32],
-    values: list[Float32],
-    from_slots: NDArray[np.int64],
-    to_slots: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-) -> None:
-    """The first lengths[i] positions of slot from_slots[i] to slot to_slots[i] of every array."""
 
 def layer_norm(
     x: Float32,
