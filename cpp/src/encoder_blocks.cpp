@@ -77,7 +77,7 @@ struct Scratch {
       const int64_t dim = width / block.heads;
       attend = std::max(attend, static_cast<int64_t>(panel.scratch(dim, dim)));
     }
-    attend = ceil_div(attend, 16) * 16;
+    attend = line_floats(attend);
     if (const ConstView& bias = call.params.relative_bias; !bias.empty()) {
       relative = static_cast<int64_t>(relative_rows(bias.shape[0], bias.shape[1] / 2, panel.bq));
     }
