@@ -359,6 +359,22 @@ def test_wrong_types(name):
         assert caught.match(word)
 
 
+def test_lists_of_different_lengths_in_one_another():
+    """NumPy speaks of setting an array element with a sequence."""
+    nested, message = [[1], [2, 3]], "must be integers, got .* of different lengths in one another"
+    block, mha = fm.EncoderBlock(8, 2, 16), fm.MultiHeadAttention(8, 2)
+    x = zeros(2, 3, 8)
+    for operation, call in {
+        "scaled_dot_product_attention: key_lengths": lambda: sdpa(key_lengths=nested),
+        "varlen_attention: cu_seqlens_q": lambda: varlen(cu_q=nested),
+        "multi_head_attention: key_lengths": lambda: mha(x, key_lengths=nested),
+        "EncoderBlock: key_lengths": lambda: block(x, key_lengths=nested),
+        "EncoderBlock: cu_seqlens": lambda: block(x[0], cu_seqlens=nested),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{operation} {message}"):
+            call()
+
+
 def test_a_dtype_that_numpy_cannot_parse():
     """It reads text with commas as Python, and raises a SyntaxError."""
     with pytest.raises(ValueError, match="Linear: dtype must be 'float32', got ','"):

@@ -389,6 +389,40 @@ def test_ids_instead_of_texts(checkpoint):
         model.encode_ids([[VOCAB]])
 
 
+@pytest.mark.parametrize("operation", ["forward", "encode_ids"])
+def test_what_is_no_list_of_ids(checkpoint, operation):
+    """Errors were those of Python and NumPy: 'NoneType' object is not iterable, inhomogeneous
+    shape."""
+    method = getattr(fm.load(checkpoint), operation)
+    for junk, message in (
+        (None, "token_ids must be a list of integer arrays, got NoneType"),
+        (5, "token_ids must be a list of integer arrays, got int"),
+        ("ab", "token_ids must be a list of integer arrays, got str"),
+        (np.array(5), r"token_ids must be a list of integer arrays, got one of shape \(\)"),
+        ([5], r"token_ids must be a list of one-dimensional arrays, got one of shape \(\)"),
+        ([None], "token ids must be integers, got NoneType"),
+        ([["w3"]], "token ids must be integers, got str"),
+        ([[5, [6, 7]]], "token ids must be integers, got lists of different lengths"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{operation}: {message}"):
+            method(junk)
+
+
+def test_what_is_no_text(checkpoint, tmp_path):
+    model = fm.load(checkpoint)
+    for junk in (None, 5, np.array("w3"), b"w3"):
+        for operation in ("encode", "encode_stream", "encode_texts"):
+            with pytest.raises(TypeError, match="texts must be an iterable of str, got "):
+                getattr(model, operation)(junk)
+    assert [ids.tolist() for ids in model.encode_texts(iter(["w5"]))] == [[0, 5, 2]]
+    with pytest.raises(TypeError, match=r"^attention: most_weights must be an int, got '9'"):
+        model.attention("w3", most_weights="9")
+    with pytest.raises(TypeError, match=r"^encode_to_file: path must be a str or a path, got int"):
+        model.encode_to_file(["w3"], 5)
+    with pytest.raises(ValueError, match=r"^encode_to_file: the format must be one of .*\['npy'\]"):
+        model.encode_to_file(["w3"], tmp_path / "x.npy", format=["npy"])
+
+
 def test_normalize_is_a_bool(checkpoint):
     with pytest.raises(TypeError, match="normalize must be a bool or None, got 'no'"):
         fm.load(checkpoint).encode(["a"], normalize="no")

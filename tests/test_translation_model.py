@@ -583,6 +583,65 @@ def test_wrong_calls_are_named(marian):
             call()
 
 
+NESTED = [[1], [[2], [3, 4]]]  # NumPy makes no array of its second element
+NO_IDS = {
+    "None": (None, "token_ids must be a list of integer arrays, got NoneType"),
+    "an int": (5, "token_ids must be a list of integer arrays, got int"),
+    "a str": ("ab", "token_ids must be a list of integer arrays, got str"),
+    "a scalar": (np.array(5), r"token_ids must be a list of integer arrays, got one of shape \(\)"),
+    "one source": ([5, 0], r"source 0 must be one-dimensional, got \(\)"),
+    "a list of None": ([None], "source 0 must be integers, got NoneType"),
+    "a source of None": ([[5], [None]], "source 1 must be integers, got NoneType"),
+    "a list of texts": (["ab"], "source 0 must be integers, got str"),
+    "large ints": (
+        [[5, 2**70]],
+        "source 0 must be integers of 64 bits, got 1180591620717411303424",
+    ),
+    "nested lists": (NESTED, "source 1 must be integers, got lists of different lengths"),
+}
+
+
+@pytest.mark.parametrize("thing", NO_IDS)
+@pytest.mark.parametrize("operation", ["generate", "forward"])
+def test_what_is_no_list_of_ids(marian, operation, thing):
+    """Errors were those of Python and NumPy: 'NoneType' object is not iterable, inhomogeneous
+    shape."""
+    junk, message = NO_IDS[thing]
+    with pytest.raises((TypeError, ValueError), match=f"^{operation}: {message}"):
+        getattr(marian.ours, operation)(junk)
+
+
+def test_what_is_no_text_nor_ids(marian):
+    model = marian.ours
+    scalar = np.array("ab")
+    for method in (model.translate, model.translate_stream, lambda t: model.n_best_stream(t, 1)):
+        with pytest.raises(TypeError, match=r"texts must be an iterable of str, got one of shape"):
+            method(scalar)
+    with pytest.raises(TypeError, match=r"^translate: prefix must be a str, or an iterable of one"):
+        model.translate(["ka"], prefix=scalar)
+    for junk in (None, 5, "ab", scalar):
+        with pytest.raises(TypeError, match=r"^score: pairs must be an iterable of \(source, tar"):
+            model.score(junk)
+    with pytest.raises(ValueError, match=r"^score: source 0 must be integers, got lists of diff"):
+        model.score([(NESTED, "ka")])
+    with pytest.raises(ValueError, match=r"^score: target 0 must be integers, got lists of diff"):
+        model.score([("ka", NESTED)])
+    with pytest.raises(ValueError, match=r"^generate: prefix 0 must be integers, got lists of"):
+        model.generate([[5, 0]], prefix=NESTED)
+    for junk, message in (
+        (None, "must be integers, got NoneType"),
+        ("ab", "must be integers, got str"),
+        ([0.5], "must be integers, got float64"),
+        (5, r"must be one-dimensional, got \(\)"),
+        (NESTED, "must be integers, got lists of different lengths"),
+        ([-1], "holds the id -1, outside the vocabulary"),
+        ([2**62], "holds the id 4611686018427387904, outside the vocabulary"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^decode: ids {message}"):
+            model.decode(junk)
+    assert model.decode([]) == ""
+
+
 def test_the_least_length_is_at_most_the_greatest(marian):
     with pytest.raises(
         ValueError, match=r"min_new_tokens \(9\) must be at most max_new_tokens \(5"

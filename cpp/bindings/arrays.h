@@ -271,7 +271,13 @@ inline std::vector<int64_t> index_input(const char* op, const char* name, py::ha
       throw py::type_error(
           concat(op, ": ", name, " must be an integer array or a sequence of ints, got ", type_name(object)));
     }
-    numbers = py::module_::import("numpy").attr("asarray")(object);
+    try {
+      numbers = py::module_::import("numpy").attr("asarray")(object);
+    } catch (py::error_already_set& error) {  // speaks of NumPy's own troubles
+      if (!error.matches(PyExc_ValueError)) throw;
+      throw std::invalid_argument(
+          concat(op, ": ", name, " must be integers, got sequences of different lengths in one another"));
+    }
   }
   const py::array array = py::reinterpret_borrow<py::array>(numbers);
   const char kind = array.dtype().kind();

@@ -22,7 +22,7 @@ import numpy as np
 from fastmha._types import Float32, Int64, Integers
 from fastmha.families import FAMILIES, Network
 from fastmha.nn.module import check_size
-from fastmha.nn.ragged import as_integers, cumulative
+from fastmha.nn.ragged import as_integers, check_iterable, cumulative
 from fastmha.sentence import SentenceSettings, normalized, pool, read_sentence_settings
 from fastmha.tensors import Tensors
 from fastmha.texts import TextTokenizer, check_many, tracked
@@ -305,8 +305,14 @@ class EncoderModel:
         from fastmha.embed_files import file_format, write_embeddings
 
         check_many("encode_to_file", texts)
+        if not isinstance(path, str | os.PathLike):
+            got = type(path).__name__
+            raise TypeError(f"encode_to_file: path must be a str or a path, got {got}")
         path = Path(path)
-        kind = file_format(path, format)
+        try:
+            kind = file_format(path, format)
+        except ValueError as error:
+            raise ValueError(f"encode_to_file: {error}") from None
         if not path.parent.is_dir():
             raise FileNotFoundError(f"encode_to_file: {path.parent} is not a directory")
         if path.is_dir():
@@ -391,9 +397,8 @@ class EncoderModel:
 
     def encode_texts(self, texts: Sequence[str]) -> list[Int64]:
         """The ids of each text, special tokens included, cut to `max_length`."""
-        if isinstance(texts, str):
-            raise TypeError("encode_texts: texts must be a list of str, got one str; pass [text]")
-        return self._tokenizer(texts)
+        check_many("encode_texts", texts)
+        return self._tokenizer(list(texts))
 
     def attention(self, text: str, *, most_weights: int | None = None) -> EncoderMaps:
         """The weights of every head of every layer for one text.
@@ -412,6 +417,7 @@ class EncoderModel:
         """
         (ids,) = self._tokenizer([text])
         if most_weights is not None:
+            check_size("attention", most_weights=most_weights)
             _, (layers,) = self.forward([ids[:1]], return_attention=True)
             heads = sum(map(len, layers))
             if heads * len(ids) ** 2 > most_weights:
@@ -454,6 +460,7 @@ class EncoderModel:
 
 def id_arrays(operation: str, token_ids: Iterable[Integers | Sequence[int]]) -> list[Integers]:
     """Each sequence as a one-dimensional array of integers."""
+    check_iterable(f"{operation}: token_ids", token_ids, "a list of integer arrays")
     sequences = [as_integers(ids, f"{operation}: token ids") for ids in token_ids]
     for sequence in sequences:
         if sequence.ndim != 1:

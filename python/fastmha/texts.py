@@ -11,6 +11,7 @@ from fastmha import _core
 from fastmha._extras import require
 from fastmha._types import Int64
 from fastmha.config import read_json
+from fastmha.nn.ragged import check_iterable
 
 __all__ = [
     "TextTokenizer",
@@ -51,10 +52,7 @@ def check_many(operation: str, texts: object) -> None:
     """One text is an iterable of its characters: a result for each would surprise."""
     if isinstance(texts, str):
         raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
-    iterates = hasattr(texts, "__iter__") or hasattr(texts, "__getitem__")
-    if isinstance(texts, bytes | bytearray) or not iterates:
-        kind = type(texts).__name__
-        raise TypeError(f"{operation}: texts must be an iterable of str, got {kind}")
+    check_iterable(f"{operation}: texts", texts, "an iterable of str")
 
 
 class TextTokenizer:
