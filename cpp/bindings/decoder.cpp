@@ -1,7 +1,6 @@
 // Decoding steps for Python.
 #include "fastmha/decoder.h"
 
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -23,33 +22,18 @@ MutableView buffer(const char* op, const char* name, py::handle object, int rank
   return view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
 }
 
-// A block's tuple, which keeps the weights and arrays alive; the list that it is from may change meanwhile.
-struct BlockInput {
-  static constexpr size_t kParts = 18;
-  py::tuple parts;
-  DecoderBlock block;
-  std::optional<NormInput> norms[3];
-
-  BlockInput(const char* op, py::handle object) : parts(block_input(op, object, kParts)) {
-    const PackedLinear** maps[] = {
-        &block.in_proj, &block.out_proj, &block.memory_q_proj, &block.memory_out_proj,
-        &block.linear1, &block.linear2,  &block.gate};
-    size_t at = 0;
-    for (const PackedLinear** map : maps) *map = map_input(op, parts[at++]);
-    for (int i = 0; i < 3; ++i) {
-      norms[i].emplace(op, "norm", parts[at++]);
-      block.norms[i] = norms[i]->norm;
-    }
-    block.norm_first = flag(op, "norm_first", parts[at++]);
-    block.heads = integer(op, "heads", parts[at++]);
-    block.kv_heads = integer(op, "kv_heads", parts[at++]);
-    if (const py::handle scale = parts[at++]; !scale.is_none()) {
-      block.scale = static_cast<float>(number(op, "scale", scale));
-    }
-    block.key = buffer(op, "key", parts[at++], 4);
-    block.value = buffer(op, "value", parts[at++], 4);
-    block.memory_key = buffer(op, "memory_key", parts[at++], 3);
-    block.memory_value = buffer(op, "memory_value", parts[at++], 3);
+// With the arrays of its keys and values.
+struct DecoderBlockInput : BlockInput<DecoderBlock> {
+  DecoderBlockInput(const char* op, py::handle object)
+      : BlockInput(op, object,
+                   {&DecoderBlock::in_proj, &DecoderBlock::out_proj, &DecoderBlock::memory_q_proj,
+                    &DecoderBlock::memory_out_proj, &DecoderBlock::linear1, &DecoderBlock::linear2,
+                    &DecoderBlock::gate},
+                   4) {
+    block.key = buffer(op, "key", next(), 4);
+    block.value = buffer(op, "value", next(), 4);
+    block.memory_key = buffer(op, "memory_key", next(), 3);
+    block.memory_value = buffer(op, "memory_value", next(), 3);
   }
 };
 
@@ -66,12 +50,7 @@ py::object decoder_step_py(PyObject* const* arguments) {
                    slots = arguments[4], lengths = arguments[5], new_lengths = arguments[6],
                    memory_starts = arguments[7], memory_lengths = arguments[8], relative_bias = arguments[9];
   const Input input = rows_input(op, "x", x);
-  std::vector<std::unique_ptr<BlockInput>> inputs;
-  std::vector<DecoderBlock> given;
-  for (const py::handle block : list_input(op, "blocks", blocks)) {
-    inputs.push_back(std::make_unique<BlockInput>(op, block));
-    given.push_back(inputs.back()->block);
-  }
+  const BlockList<DecoderBlockInput> given(op, blocks);
   const NormInput last(op, "norm", norm);
 
   DecoderStepParams params;
@@ -93,16 +72,12 @@ py::object decoder_step_py(PyObject* const* arguments) {
   params.new_lengths = new_lengths.is_none() ? nullptr : added.data();
   params.memory_starts = starts.data();
   params.memory_lengths = source_lengths.data();
-  std::optional<Input> bias;
-  if (!relative_bias.is_none()) {
-    bias = float_input(op, "relative_bias", relative_bias, 2);
-    params.relative_bias = bias->view;
-  }
+  const std::optional<Input> bias = relative_bias_input(op, relative_bias, params);
   const Output out = float_output(op, py::none(), shape_of(input.array, input.view.shape[1]), {});
   {
     // Numbers are copies and everything else is held by this frame: other Python threads may run.
     py::gil_scoped_release release;
-    decoder_step(given.data(), static_cast<int64_t>(given.size()), input.view,
+    decoder_step(given.data(), given.size(), input.view,
                  rows_view<float>(out.array, static_cast<float*>(const_cast<void*>(out.array.data()))),
                  params);
   }

@@ -25,8 +25,6 @@ namespace {
 const char* const kOp = "decoder_step";
 const char* const kNormNames[] = {"norms[0]", "norms[1]", "norms[2]"};
 
-int64_t line_floats(int64_t floats) { return ceil_div(floats, 16) * 16; }
-
 // ---- a call ------------------------------------------------------------------------------------------------
 
 struct Call {

@@ -93,7 +93,7 @@ struct Scratch {
          {&strides.stream, &strides.hidden, &strides.gate, &projected, &attended, &memory_kv}) {
       *stride = scratch_stride(*stride);
     }
-    attend = ceil_div(attend, 16) * 16;
+    attend = line_floats(attend);
     if (const ConstView& bias = call.relative_bias; !bias.empty()) {
       relative =
           static_cast<int64_t>(relative_rows(bias.shape[0], bias.shape[1] / 2, active_isa().panel->bq));
