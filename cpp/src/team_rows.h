@@ -32,10 +32,22 @@ class TeamRows {
   const MutableView& stream() const { return stream_; }
   // Weights of so many bytes pass before any of them comes again.
   void pass_weights(size_t bytes);
-  LinearPlan plan(const LinearLayer& layer, int threads) const;
+  LinearPlan plan(const LinearLayer& layer, int threads) const { return plan(layer, rows_, threads); }
+  // Of other rows than these.
+  LinearPlan plan(const LinearLayer& layer, int64_t rows, int threads) const;
 
+  // layer(x) + residual.
+  struct Product {
+    const LinearLayer& layer;
+    const LinearPlan& plan;
+    const ConstView& x;
+    const MutableView& out;
+    const ConstView& residual;
+  };
   void linear(Team& team, const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
               const MutableView& out, const ConstView& residual) const;
+  // Two products that do not need each other, in one step.
+  void linear(Team& team, const Product& first, const Product& second) const;
   // linear2(activation(linear1(x)) * gate(x)) + residual, without the gate if that is null, to the stream.
   struct FeedForward {
     const LinearLayer &linear1, &linear2, *gate;
@@ -70,8 +82,8 @@ class TeamRows {
 
   ConstView normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
                        const MutableView& out) const;
-  GemmBlock product(const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
-                    const MutableView& out, const ConstView& residual, const LinearTask& task) const;
+  GemmBlock part_of(const Product& product, const LinearTask& task) const;
+  void run(const Product& product, int64_t task) const;
 
   int64_t rows_, features_;
   Strides strides_;
