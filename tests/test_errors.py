@@ -375,6 +375,42 @@ def test_lists_of_different_lengths_in_one_another():
             call()
 
 
+def test_blocks_and_stacks_speak_for_themselves():
+    """Errors named MultiHeadAttention and its query, of which the caller knows nothing."""
+    encoder_block, decoder_block = fm.EncoderBlock(8, 2, 16), fm.DecoderBlock(8, 2, 16)
+    x = zeros(2, 3, 8)
+    for block in (encoder_block, fm.Encoder([encoder_block])):
+        name = type(block).__name__
+        with pytest.raises(TypeError, match=rf"^{name}: x must be float32, .*x\.astype"):
+            block(x.astype(np.float64))
+        with pytest.raises(ValueError, match=f"^{name}: x must have 8 features on its last axis"):
+            block(zeros(2, 3, 7))
+    for block in (decoder_block, fm.Decoder([decoder_block])):
+        name = type(block).__name__
+        with pytest.raises(TypeError, match=rf"^{name}: x must be float32, .*x\.astype"):
+            block(x.astype(np.float64), x)
+        with pytest.raises(ValueError, match=f"^{name}: x must have 8 features on its last axis"):
+            block(zeros(2, 3, 7), x)
+
+
+def test_attention_with_what_is_no_array():
+    """'list' object has no attribute 'ndim'."""
+    mha, x = fm.MultiHeadAttention(8, 2), zeros(2, 3, 8)
+    for name, call in {
+        "query": lambda junk: mha(junk),
+        "key": lambda junk: mha(x, junk),
+        "value": lambda junk: mha(x, x, junk),
+    }.items():
+        with pytest.raises(TypeError, match=f"^MultiHeadAttention: {name} must be a NumPy array"):
+            call([1])
+        with pytest.raises(
+            TypeError, match=rf"^MultiHeadAttention: {name} must be float32, .*cast"
+        ):
+            call(x.astype(np.float64))
+        with pytest.raises(ValueError, match=f"^MultiHeadAttention: {name} must have 8 features"):
+            call(zeros(2, 3, 7))
+
+
 def test_a_dtype_that_numpy_cannot_parse():
     """It reads text with commas as Python, and raises a SyntaxError."""
     with pytest.raises(ValueError, match="Linear: dtype must be 'float32', got ','"):

@@ -423,6 +423,59 @@ def test_what_is_no_text(checkpoint, tmp_path):
         model.encode_to_file(["w3"], tmp_path / "x.npy", format=["npy"])
 
 
+ENCODING = {
+    "encode": lambda model, texts, **how: model.encode(texts, **how),
+    "encode_stream": lambda model, texts, **how: list(model.encode_stream(texts, **how)),
+    "encode_to_file": lambda model, texts, **how: model.encode_to_file(texts, FILE, **how),
+    "encode_ids": lambda model, texts, **how: model.encode_ids([[5, 2]], **how),
+    "encode_texts": lambda model, texts: model.encode_texts(texts),
+    "attention": lambda model, texts: model.attention(texts[0]),
+}
+FILE = "embeddings.npy"
+
+
+@pytest.mark.parametrize("operation", ENCODING)
+def test_errors_name_the_call_that_was_made(checkpoint, monkeypatch, operation):
+    """Those of encode() named encode_stream, and others encode()."""
+    model, call = fm.load(checkpoint), ENCODING[operation]
+    monkeypatch.chdir(checkpoint)
+    wrong = []
+    if operation != "encode_ids":
+        wrong += [(["w3\ud800"], {}, "holds U.D800"), ([5], {}, "must be a str, got int")]
+    if operation not in ("encode_texts", "attention"):
+        wrong += [(["w3"], {"batch_tokens": 0}, "batch_tokens must be at least 1")]
+        wrong += [(["w3"], {"normalize": 1}, "normalize must be a bool or None, got 1")]
+    if operation in ("encode", "encode_stream", "encode_ids"):
+        wrong += [(["w3"], {"batch_size": 0}, "batch_size must be at least 1")]
+    if operation in ("encode", "encode_stream", "encode_to_file"):
+        wrong += [(5, {}, "texts must be an iterable of str, got int")]
+        for prompt in (5, np.arange(3)):
+            wrong += [(["w3"], {"prompt": prompt}, "prompt must be a str, got (int|ndarray)")]
+    for texts, how, message in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"^{operation}: .*{message}"):
+            call(model, texts, **how)
+        assert not (checkpoint / FILE).exists()
+
+
+@pytest.mark.parametrize("operation", ["forward", "encode_ids"])
+def test_errors_of_ids_name_the_call_that_was_made(checkpoint, operation):
+    """Those of encode_ids() named forward()."""
+    model = fm.load(checkpoint)
+    for ids, message in (
+        ([VOCAB], f"token ids must lie in 0 .. {VOCAB - 1}, got {VOCAB}"),
+        ([5] * 1000, "a sequence has 1000 tokens, the model takes"),
+    ):
+        with pytest.raises(ValueError, match=f"^{operation}: {message}"):
+            getattr(model, operation)([[5, 2], ids])
+
+
+def test_texts_of_a_stream_are_counted(checkpoint):
+    stream = fm.load(checkpoint).encode_stream(["w3", "w4", "w5", 6], chunk=2)
+    assert len(next(stream)) == 2
+    with pytest.raises(TypeError, match=r"^encode_stream: texts\[3\] must be a str, got int"):
+        next(stream)
+
+
 def test_normalize_is_a_bool(checkpoint):
     with pytest.raises(TypeError, match="normalize must be a bool or None, got 'no'"):
         fm.load(checkpoint).encode(["a"], normalize="no")

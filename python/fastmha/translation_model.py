@@ -163,7 +163,8 @@ class TranslationModel:
         check_many("translate", texts)
         check_size("translate", batch_size=batch_size)
         texts = list(texts)
-        sources = self.encode_texts(texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate)
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        sources = self._sources("translate", texts, **options)
         made = self._settings("translate", beam_size, max_new_tokens, tgt_lang, 1, settings)
         prefixes = self._prefixes("translate", prefix, made)
         # whatever is wrong with a text or a prefix shows before the work begins
@@ -343,7 +344,8 @@ class TranslationModel:
                 skipped.append(len(forced) if isinstance(target, str) else 0)
                 if isinstance(target, str):
                     check_text(f"score: target {n}", target)
-                    (bare,) = self.texts.targets([target], first=n)
+                    with _called("score"):
+                        (bare,) = self.texts.targets([target], first=n)
                     target = np.concatenate([forced, bare])
                 yield source, target
 
@@ -362,9 +364,9 @@ class TranslationModel:
         truncate: bool = False,
     ) -> list[Int64]:
         """The source ids of each text, with all that the model expects around them."""
-        check_many("translate", texts)
+        check_many("encode_texts", texts)
         options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
-        return self._sources("translate", texts, **options)
+        return self._sources("encode_texts", list(texts), **options)
 
     def decode(self, ids: Integers | Sequence[int]) -> str:
         """The text of target ids, special tokens left out."""
@@ -699,7 +701,8 @@ class TranslationModel:
         """What a target begins with; nothing at all for an empty prefix, so that what is forced to
         come first is."""
         check_text(what, prefix)
-        (ids,) = self.texts.targets([prefix])
+        with _called(what):
+            (ids,) = self.texts.targets([prefix])
         unknown_id = self.texts.target.unknown_id
         if unknown_id is not None and unknown_id in ids:
             warnings.warn(

@@ -303,7 +303,7 @@ class EncoderBlock(_Block):
         ValueError
             Shapes, lengths or cumulative lengths that do not fit.
         """
-        check_array("EncoderBlock", "x", x)
+        check_array("EncoderBlock", "x", x, self.d_model)
         if x.ndim == 3 and key_lengths is None and cu_seqlens is None:
             return self._run(x, None, relative_bias, return_weights)
         batch = Rows("EncoderBlock", x, key_lengths, cu_seqlens)
@@ -489,7 +489,7 @@ class DecoderBlock(_Block):
             Shapes or lengths that do not fit, no memory, no room left in the cache. The cache is as
             it was before.
         """
-        check_array("DecoderBlock", "x", x)
+        check_array("DecoderBlock", "x", x, self.d_model)
         if cache is not None:
             _check_cache("DecoderBlock", cache, DecoderBlockCache, cu_seqlens)
             return _step(
@@ -749,7 +749,7 @@ class Encoder(_Stack):
 
         With `return_weights` also returns a list with the weights of each block.
         """
-        check_array("Encoder", "x", x)
+        check_array("Encoder", "x", x, self.d_model)
         batch = None
         bounds: Int64 | None = None
         if x.ndim != 3 or key_lengths is not None or cu_seqlens is not None:
@@ -869,7 +869,7 @@ class Decoder(_Stack):
 
         With `return_weights` also returns a list with (self_weights, memory_weights) of each block.
         """
-        check_array("Decoder", "x", x)
+        check_array("Decoder", "x", x, self.d_model)
         if cache is not None:
             _check_cache("Decoder", cache, DecoderCache, cu_seqlens)
             return _step(

@@ -16,13 +16,24 @@ import numpy as np
 
 from fastmha._types import Bool, Float32, Int64, Integers
 
+FLOAT32 = np.dtype(np.float32)
 
-def check_array(operation: str, name: str, x: object) -> None:
-    """`x` must be an array; the operation that reads it checks its dtype."""
+
+def check_array(operation: str, name: str, x: object, width: int | None = None) -> None:
+    """`x` must be an array of float32, of that width where one is given."""
     if not isinstance(x, np.ndarray):
         raise TypeError(
             f"{operation}: {name} must be a NumPy array of float32, got {type(x).__name__}; "
-            "np.asarray(x, np.float32) makes one"
+            f"np.asarray({name}, np.float32) makes one"
+        )
+    if x.dtype != FLOAT32:
+        raise TypeError(
+            f"{operation}: {name} must be float32, got {x.dtype}; cast it: "
+            f"{name}.astype(np.float32)"
+        )
+    if width is not None and x.shape[-1:] != (width,):
+        raise ValueError(
+            f"{operation}: {name} must have {width} features on its last axis, got {x.shape}"
         )
 
 
