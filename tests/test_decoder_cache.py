@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import assert_same_bits
 from fastmha import _core
+from test_sublayers import shaken
 
 D = 32
 
@@ -20,6 +21,16 @@ SETTINGS = {
     "post-norm": {"norm_first": False, "gated": False, "norm": "layer_norm", "bias": True},
     "plain": {"gated": False, "norm": "layer_norm"},
 }
+
+
+@pytest.mark.parametrize("sources", [1, 4, 5])
+def test_a_block_that_normalises_first_behind_one_that_does_not(random, sources):
+    """Up to 4 hypotheses the second block's norm overwrote what it was to be added to."""
+    decoder = shaken(fm.Decoder([fm.DecoderBlock(D, 4, 48, norm_first=n) for n in (0, 1)]))
+    x, memory = random.normal(sources, 3, D), random.normal(sources, 7, D)
+    cache = decoder.new_cache(sources, 3)
+    steps = [decoder(x[:, i : i + 1], memory, cache=cache) for i in range(3)]
+    np.testing.assert_allclose(np.concatenate(steps, 1), decoder(x, memory), atol=1e-5)
 
 
 class Source:

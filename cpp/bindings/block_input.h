@@ -82,6 +82,19 @@ class BlockList {
   std::vector<decltype(Reader::block)> blocks_;
 };
 
+// How many sequences an array of rows holds: those of cu_seqlens, which go to `bounds`, or without them the first axis
+// of three.
+inline int64_t sequences_input(const char* op, const char* name, const py::array& array,
+                               const char* bounds_name, py::handle cu_seqlens, std::vector<int64_t>& bounds) {
+  if (!cu_seqlens.is_none()) {
+    bounds = index_input(op, bounds_name, cu_seqlens);
+    return static_cast<int64_t>(bounds.size()) - 1;
+  }
+  FASTMHA_CHECK(array.ndim() == 3, op, ": ", name, " must be (batch, length, width) without ", bounds_name,
+                ", got shape ", shape_text(array));
+  return array.shape(0);
+}
+
 // A bias by distance as `params` has it, or None; what is returned must live as long as they do.
 template <class Params>
 std::optional<Input> relative_bias_input(const char* op, py::handle object, Params& params) {

@@ -1,4 +1,4 @@
-// Decoding steps for Python.
+// Decoder blocks for Python, over few rows and while they generate.
 #include "fastmha/decoder.h"
 
 #include <optional>
@@ -22,9 +22,17 @@ MutableView buffer(const char* op, const char* name, py::handle object, int rank
   return view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
 }
 
-// With the arrays of its keys and values.
 struct DecoderBlockInput : BlockInput<DecoderBlock> {
   DecoderBlockInput(const char* op, py::handle object)
+      : BlockInput(op, object,
+                   {&DecoderBlock::in_proj, &DecoderBlock::out_proj, &DecoderBlock::memory_q_proj,
+                    &DecoderBlock::memory_kv_proj, &DecoderBlock::memory_out_proj, &DecoderBlock::linear1,
+                    &DecoderBlock::linear2, &DecoderBlock::gate}) {}
+};
+
+// With the arrays of its keys and values.
+struct CachedBlockInput : BlockInput<DecoderBlock> {
+  CachedBlockInput(const char* op, py::handle object)
       : BlockInput(op, object,
                    {&DecoderBlock::in_proj, &DecoderBlock::out_proj, &DecoderBlock::memory_q_proj,
                     &DecoderBlock::memory_out_proj, &DecoderBlock::linear1, &DecoderBlock::linear2,
@@ -44,13 +52,43 @@ std::vector<int64_t> numbers_of(const char* op, const char* name, py::handle obj
   return numbers;
 }
 
+py::object decoder_blocks_py(PyObject* const* arguments) {
+  const char* op = "decoder_blocks";
+  const py::handle blocks = arguments[0], norm = arguments[1], x = arguments[2], memory = arguments[3],
+                   cu_seqlens = arguments[4], cu_seqlens_memory = arguments[5], relative_bias = arguments[6];
+  const Input input = rows_input(op, "x", x), source = rows_input(op, "memory", memory);
+  const BlockList<DecoderBlockInput> given(op, blocks);
+  const NormInput last(op, "norm", norm);
+
+  DecoderBlocksParams params;
+  params.norm = last.norm;
+  std::vector<int64_t> bounds, memory_bounds;
+  params.sequences = sequences_input(op, "x", input.array, "cu_seqlens", cu_seqlens, bounds);
+  const int64_t sources =
+      sequences_input(op, "memory", source.array, "cu_seqlens_memory", cu_seqlens_memory, memory_bounds);
+  FASTMHA_CHECK(sources == params.sequences, op, ": x holds ", params.sequences, " sequences, memory ",
+                sources);
+  if (!cu_seqlens.is_none()) params.cu_seqlens = bounds.data();
+  if (!cu_seqlens_memory.is_none()) params.cu_seqlens_memory = memory_bounds.data();
+  const std::optional<Input> bias = relative_bias_input(op, relative_bias, params);
+  const Output out = float_output(op, py::none(), shape_of(input.array, input.view.shape[1]), {});
+  {
+    // Bounds are copies and everything else is held by this frame: other Python threads may run.
+    py::gil_scoped_release release;
+    decoder_blocks(given.data(), given.size(), input.view, source.view,
+                   rows_view<float>(out.array, static_cast<float*>(const_cast<void*>(out.array.data()))),
+                   params);
+  }
+  return out.array;
+}
+
 py::object decoder_step_py(PyObject* const* arguments) {
   const char* op = "decoder_step";
   const py::handle blocks = arguments[0], norm = arguments[1], x = arguments[2], beam_size = arguments[3],
                    slots = arguments[4], lengths = arguments[5], new_lengths = arguments[6],
                    memory_starts = arguments[7], memory_lengths = arguments[8], relative_bias = arguments[9];
   const Input input = rows_input(op, "x", x);
-  const BlockList<DecoderBlockInput> given(op, blocks);
+  const BlockList<CachedBlockInput> given(op, blocks);
   const NormInput last(op, "norm", norm);
 
   DecoderStepParams params;
@@ -104,6 +142,7 @@ void copy_slots_py(const py::list& key_list, const py::list& value_list, py::han
 }  // namespace
 
 void bind_decoder(py::module_& module) {
+  bind_fast<7, decoder_blocks_py>(module, "decoder_blocks");
   bind_fast<10, decoder_step_py>(module, "decoder_step");
   module.def("copy_slots", &copy_slots_py);
 }

@@ -31,16 +31,8 @@ py::object encoder_blocks_py(PyObject* const* arguments) {
   EncoderBlocksParams params;
   params.norm = last.norm;
   std::vector<int64_t> bounds;
-  if (cu_seqlens.is_none()) {
-    FASTMHA_CHECK(input.array.ndim() == 3, op,
-                  ": x must be (batch, length, width) without cu_seqlens, got shape ",
-                  shape_text(input.array));
-    params.sequences = input.array.shape(0);
-  } else {
-    bounds = index_input(op, "cu_seqlens", cu_seqlens);
-    params.sequences = static_cast<int64_t>(bounds.size()) - 1;
-    params.cu_seqlens = bounds.data();
-  }
+  params.sequences = sequences_input(op, "x", input.array, "cu_seqlens", cu_seqlens, bounds);
+  if (!cu_seqlens.is_none()) params.cu_seqlens = bounds.data();
   const std::optional<Input> bias = relative_bias_input(op, relative_bias, params);
   const Output out = float_output(op, py::none(), shape_of(input.array, input.view.shape[1]), {});
   {

@@ -88,11 +88,11 @@ void TeamRows::feed_forward(Team& team, const FeedForward& layers, const ConstVi
 }
 
 ConstView TeamRows::normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
-                               const MutableView& out) const {
+                               const MutableView& out, int64_t own) const {
   if (norm.weight.empty()) return x;
   if (rows_ <= kOwnRows) {
-    const MutableView own(scratch_.slice(team.thread()) + own_, {rows_, features_}, {strides_.stream, 1});
-    return Here::normalised(norm, x, own);
+    const MutableView rows(scratch_.slice(team.thread()) + own, {rows_, features_}, {strides_.stream, 1});
+    return Here::normalised(norm, x, rows);
   }
   team.each(rows_, [&](int64_t row) { Here::normalised(norm, rows_of(x, row, 1), rows_of(out, row, 1)); });
   return out;

@@ -19,8 +19,9 @@ class TeamRows {
   struct Strides {
     int64_t stream = 0, hidden = 0, gate = 0;
     int64_t row_floats() const { return 2 * stream + hidden + gate; }
-    // What a thread needs for itself, for norms.
-    int64_t own_floats() const { return kOwnRows * stream; }
+    // What a thread needs for itself, for norms before and behind a sub-layer: the rows that come from the one are
+    // added behind the other.
+    int64_t own_floats() const { return 2 * kOwnRows * stream; }
   };
 
   // The matrices begin at `at`, which moves behind them. A thread's own rows are `own` floats into its slice.
@@ -62,11 +63,11 @@ class TeamRows {
   ConstView around(Team& team, const SublayerNorm& norm, bool norm_first, const ConstView& x,
                    Sublayer&& sublayer) const {
     if (norm_first) {
-      sublayer(normalised(team, norm, x, staged_), x);
+      sublayer(normalised(team, norm, x, staged_, own_ + kOwnRows * strides_.stream), x);
       return stream_;
     }
     sublayer(x, x);
-    return normalised(team, norm, stream_, stream_);
+    return normalised(team, norm, stream_, stream_, own_);
   }
   // One row to its place in the result, through a last norm if there is one.
   static void finish(const SublayerNorm& norm, const ConstView& x, const MutableView& out, int64_t row);
@@ -80,8 +81,9 @@ class TeamRows {
   // Up to so many rows every thread normalises all of them for itself, in less time than a barrier takes.
   static constexpr int64_t kOwnRows = 4;
 
-  ConstView normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
-                       const MutableView& out) const;
+  // To out, or, few rows, to the thread's slice from `own` on.
+  ConstView normalised(Team& team, const SublayerNorm& norm, const ConstView& x, const MutableView& out,
+                       int64_t own) const;
   GemmBlock part_of(const Product& product, const LinearTask& task) const;
   void run(const Product& product, int64_t task) const;
 

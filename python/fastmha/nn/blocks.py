@@ -27,6 +27,7 @@ Lengths = Integers | Sequence[int]
 # and 0.64 ms, 32 tokens 1.97 and 1.84, 64 tokens 3.62 and 3.47, 128 tokens 6.90 and 6.84; 16 texts
 # of 8 tokens, of which each thread has its own, 6.33 and 6.58.
 FEW_ROWS = 64
+FEW_MEMORY_ROWS = 64
 MEMORY_NAMES = ("memory", "memory_lengths", "memory_cu_seqlens")
 
 
@@ -505,30 +506,23 @@ class DecoderBlock(_Block):
                 relative_bias=relative_bias,
                 return_weights=return_weights,
             )
-        if memory is None:
-            raise ValueError("DecoderBlock: memory is needed, what the encoder returned")
-        check_array("DecoderBlock", "memory", memory)
-        lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
-        if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
-            return self._forward(x, memory, None, None, relative_bias, return_weights)
-        rows = Rows("DecoderBlock", x, key_lengths, cu_seqlens)
-        source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
-        if len(rows.cu_seqlens) != len(source.cu_seqlens):
-            raise ValueError(
-                f"DecoderBlock: x holds {len(rows.cu_seqlens) - 1} sequences, "
-                f"memory {len(source.cu_seqlens) - 1}"
-            )
-        result = self._forward(
-            rows.rows,
-            source.rows,
-            rows.cu_seqlens,
-            source.cu_seqlens,
-            relative_bias,
-            return_weights,
+        x, memory, bounds, memory_bounds, batch = _over_memory(
+            "DecoderBlock", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
         )
+        if not return_weights and _are_few_over_memory(
+            x, memory, bounds, memory_bounds, self.d_model
+        ):
+            blocks = [self._core_arguments("q", "kv")]
+            result = _core.decoder_blocks(
+                blocks, None, x, memory, bounds, memory_bounds, relative_bias
+            )
+        else:
+            result = self._forward(x, memory, bounds, memory_bounds, relative_bias, return_weights)
+        if batch is None:
+            return result
         if return_weights:
-            return rows.restore(result[0]), *result[1:]
-        return rows.restore(result)
+            return batch.restore(result[0]), *result[1:]
+        return batch.restore(result)
 
     def _forward(
         self,
@@ -569,13 +563,14 @@ class DecoderBlock(_Block):
         _check_cache("DecoderBlock.join", cache, DecoderBlockCache, None)
         _join("DecoderBlock.join", [self], cache, memory, cu_seqlens)
 
-    def _core_arguments(self) -> tuple[Any, ...]:
-        """The block for a step of the core."""
+    def _core_arguments(self, *over: str) -> tuple[Any, ...]:
+        """The block for a call of the core that runs several, with these projections of the
+        attention over the memory."""
         own, over_memory, feed = self.self_attn, self.multihead_attn, self.feed_forward
         return (
             own._in_proj.part("qkv")._packed,
             own.out_proj._packed,
-            over_memory._in_proj.part("q")._packed,
+            *(over_memory._in_proj.part(letters)._packed for letters in over),
             over_memory.out_proj._packed,
             feed.linear1._packed,
             feed.linear2._packed,
@@ -588,6 +583,50 @@ class DecoderBlock(_Block):
             own.num_kv_heads,
             own.scale,
         )
+
+
+def _over_memory(
+    operation: str,
+    x: Float32,
+    memory: Float32 | None,
+    key_lengths: Lengths | None,
+    memory_lengths: Lengths | None,
+    cu_seqlens: Lengths | None,
+    memory_cu_seqlens: Lengths | None,
+) -> tuple[Float32, Float32, Int64 | None, Int64 | None, Rows | None]:
+    """x and memory as the core takes them, both (B, L, d_model), or both ragged with their
+    cumulative lengths and with what restores x's form."""
+    if memory is None:
+        raise ValueError(f"{operation}: memory is needed, what the encoder returned")
+    check_array(operation, "memory", memory)
+    lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
+    if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
+        return x, memory, None, None, None
+    rows = Rows(operation, x, key_lengths, cu_seqlens)
+    source = Rows(operation, memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
+    if len(rows.cu_seqlens) != len(source.cu_seqlens):
+        raise ValueError(
+            f"{operation}: x holds {len(rows.cu_seqlens) - 1} sequences, "
+            f"memory {len(source.cu_seqlens) - 1}"
+        )
+    return rows.rows, source.rows, rows.cu_seqlens, source.cu_seqlens, rows
+
+
+def _are_few_over_memory(
+    x: Float32,
+    memory: Float32,
+    cu_seqlens: Int64 | None,
+    memory_cu_seqlens: Int64 | None,
+    d_model: int,
+) -> bool:
+    """The same for decoder blocks, whose memory must be of that width, too, and have few rows."""
+    if not _are_few(x, cu_seqlens, d_model) or memory.shape[-1] != d_model:
+        return False
+    ragged = memory_cu_seqlens is not None
+    rows = len(memory) if ragged else memory.shape[0] * memory.shape[1]
+    if not 1 <= rows <= FEW_MEMORY_ROWS or memory.dtype != np.float32:
+        return False
+    return ragged or len(x) == len(memory)
 
 
 def _check_blocks(operation: str, blocks: Sequence[DecoderBlock], cache: DecoderCache) -> None:
@@ -634,7 +673,7 @@ def _step(
             raise ValueError(f"{operation}: the first call with a cache needs memory")
         else:
             _join(operation, blocks, cache, memory, memory_cu_seqlens, memory_lengths)
-        arguments = [block._core_arguments() for block in blocks]
+        arguments = [block._core_arguments("q") for block in blocks]
         return cache.step(arguments, fused(norm), x, new_lengths, relative_bias)
     except BaseException:  # interrupted, too
         cache.restore(before)
@@ -885,30 +924,29 @@ class Decoder(_Stack):
                 relative_bias=relative_bias,
                 return_weights=return_weights,
             )
-        lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
-        options: dict[str, Any] = {
-            "relative_bias": relative_bias,
-            "return_weights": return_weights,
-        }
-        restore = None
-        if memory is None:
-            raise ValueError("Decoder: memory is needed, what the encoder returned")
-        if x.ndim != 3 or any(given is not None for given in lengths):
-            check_array("Decoder", "memory", memory)
-            rows = Rows("Decoder", x, key_lengths, cu_seqlens)
-            source = Rows("Decoder", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
-            x, memory, restore = rows.rows, source.rows, rows.restore
-            options |= {"cu_seqlens": rows.cu_seqlens, "memory_cu_seqlens": source.cu_seqlens}
+        x, memory, bounds, memory_bounds, batch = _over_memory(
+            "Decoder", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
+        )
         weights = []
-        for block in self.layers:
-            result = block(x, memory, **options)
-            if return_weights:
-                x = result[0]
-                weights.append(result[1:])
-            else:
-                x = result
-        if self.norm is not None:
-            x = self.norm(x)
-        if restore is not None:
-            x = restore(x)
+        if not return_weights and _are_few_over_memory(
+            x, memory, bounds, memory_bounds, self.d_model
+        ):
+            blocks = [block._core_arguments("q", "kv") for block in self.layers]
+            x = _core.decoder_blocks(
+                blocks, fused(self.norm), x, memory, bounds, memory_bounds, relative_bias
+            )
+        else:
+            for block in self.layers:
+                result = block._forward(
+                    x, memory, bounds, memory_bounds, relative_bias, return_weights
+                )
+                if return_weights:
+                    x = result[0]
+                    weights.append(result[1:])
+                else:
+                    x = result
+            if self.norm is not None:
+                x = self.norm(x)
+        if batch is not None:
+            x = batch.restore(x)
         return (x, weights) if return_weights else x
