@@ -322,6 +322,63 @@ def test_a_language_that_the_files_say(tmp_path, made):
     assert fm.load(tmp_path).translate(["ka lo"]) == expected
 
 
+def saved_by_transformers(directory, case):
+    """The same checkpoint with a tokenizer.json in place of the sentencepiece model."""
+    for file in case.directory.iterdir():
+        if file.name != "sentencepiece.bpe.model":
+            (directory / file.name).write_bytes(file.read_bytes())
+    transformers.AutoTokenizer.from_pretrained(case.directory).save_pretrained(directory)
+
+
+def rewrite(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["mbart", "mbart50"])
+def test_a_language_that_nobody_says(tmp_path, made, name):
+    """Of the source it is en_XX, as in transformers; of the target there is no such default."""
+    saved_by_transformers(tmp_path, made(name))
+    for directory in (made(name).directory, tmp_path):
+        theirs, ours = transformers.AutoTokenizer.from_pretrained(directory), fm.load(directory)
+        expected = theirs("ka lo").input_ids
+        assert theirs.convert_tokens_to_ids("en_XX") in expected
+        assert ours.encode_texts(["ka lo"])[0].tolist() == expected
+        with pytest.raises(ValueError, match="tgt_lang must say the language of the translation"):
+            ours.translate(["ka lo"])
+
+
+@pytest.mark.parametrize("name", ["mbart", "mbart50"])
+def test_a_tokenizer_that_does_not_hold_its_languages(tmp_path, made, name):
+    """It was loaded as one that is not told languages: sources and targets were without one."""
+    saved_by_transformers(tmp_path, made(name))
+    codes = set(made(name).ours.languages)
+    tokens = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    kept = [token for token in tokens if token["content"] not in codes]
+    assert len(kept) < len(tokens)
+    rewrite(tmp_path / "tokenizer.json", added_tokens=kept)
+    file = tmp_path / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["extra_special_tokens"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"no file says the ids of the languages, which a MBart"):
+        fm.load(tmp_path)
+    # the way that the message shows
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert set(fm.load(tmp_path).languages) == codes
+
+
+def test_a_tokenizer_of_no_family(tmp_path, made):
+    """What stands around a source is in tokenizer.json, and nothing is known of languages, here as
+    in transformers."""
+    saved_by_transformers(tmp_path, made("mbart50"))
+    rewrite(tmp_path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), fm.load(tmp_path)
+    assert ours.encode_texts(["ka lo"])[0].tolist() == theirs("ka lo").input_ids
+    assert ours.languages == ()
+    with pytest.raises(ValueError, match="tgt_lang is 'de_DE', this model is not told languages"):
+        ours.translate(["ka lo"], tgt_lang="de_DE")
+
+
 def test_codes_of_marian(marian):
     found = marian.translate(["kalo mine"], tgt_lang="fra")
     assert found == marian.translate([">>fra<< kalo mine"])
