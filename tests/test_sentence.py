@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,19 @@ def test_other_modules_are_refused(checkpoint):
     write_json(checkpoint / "modules.json", modules)
     with pytest.raises(ValueError, match="got Transformer, Pooling, Dense"):
         read_sentence_settings(checkpoint)
+
+
+def test_what_is_missing_is_named_with_its_directory(checkpoint, monkeypatch):
+    """fm.load(".") said that config.json does not exist."""
+    monkeypatch.chdir(checkpoint)
+    assert fm.load(".").embedding_dim == fm.load(checkpoint).embedding_dim
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).unlink()
+        for path in (".", checkpoint / ".." / checkpoint.name):
+            with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(checkpoint))}\b.*{name}"):
+                fm.load(path)
+        (checkpoint / name).write_bytes(content)
 
 
 def test_missing_and_broken_files(checkpoint):
