@@ -287,6 +287,26 @@ def test_wrong_arguments_of_the_core(random):
         _core.decoder_step(*good[:7], good[7] + 1, good[8] * 0 + largest, None)
 
 
+def test_the_memory_is_an_input(random):
+    """Arrays that are only read had to be writeable, with a contiguous last axis."""
+    good = step_arguments(random, 4, 1)
+    *block, memory_key, memory_value = good[0][0]
+    expected = _core.decoder_step(*good)
+    spread = np.empty((*memory_key.shape, 2), np.float32)
+    spread[..., 0], spread[..., 1] = memory_key, memory_value
+    locked = memory_key.copy(), memory_value.copy()
+    for array in locked:
+        array.flags.writeable = False
+    for key, value in (locked, (spread[..., 0], spread[..., 1])):
+        assert_same_bits(_core.decoder_step([(*block, key, value)], *good[1:]), expected)
+    locked_key = block[14].copy()
+    locked_key.flags.writeable = False
+    with pytest.raises(ValueError, match=r"decoder_step: key must have 4 axes, .*be writeable"):
+        _core.decoder_step([(*block[:14], locked_key, block[15], *locked)], *good[1:])
+    with pytest.raises(ValueError, match="decoder_step: memory_key must have 3 axes, got shape"):
+        _core.decoder_step([(*block, memory_key[0], memory_value)], *good[1:])
+
+
 def test_a_relative_bias_is_refused_before_the_first_part_of_many_sources(random):
     """Many sources go through the blocks part by part; one in the last needs a bias that is NaN."""
     position, reach = 3, 5

@@ -30,8 +30,10 @@ struct DecoderBlockInput : BlockInput<DecoderBlock> {
                     &DecoderBlock::linear2, &DecoderBlock::gate}) {}
 };
 
-// With the arrays of its keys and values.
+// With the arrays of its keys and values; those of the memory are only read.
 struct CachedBlockInput : BlockInput<DecoderBlock> {
+  std::optional<Input> memory_key, memory_value;
+
   CachedBlockInput(const char* op, py::handle object)
       : BlockInput(op, object,
                    {&DecoderBlock::in_proj, &DecoderBlock::out_proj, &DecoderBlock::memory_q_proj,
@@ -40,8 +42,10 @@ struct CachedBlockInput : BlockInput<DecoderBlock> {
                    4) {
     block.key = buffer(op, "key", next(), 4);
     block.value = buffer(op, "value", next(), 4);
-    block.memory_key = buffer(op, "memory_key", next(), 3);
-    block.memory_value = buffer(op, "memory_value", next(), 3);
+    memory_key = float_input(op, "memory_key", next(), 3);
+    memory_value = float_input(op, "memory_value", next(), 3);
+    block.memory_key = memory_key->view;
+    block.memory_value = memory_value->view;
   }
 };
 
