@@ -70,12 +70,14 @@ template <class Reader>
 class BlockList {
  public:
   BlockList(const char* op, py::handle object) {
-    for (const py::handle block : list_input(op, "blocks", object)) {
+    // A copy: numbers in the tuples may run Python, which may change the list that is gone through.
+    for (const py::handle block : py::tuple(list_input(op, "blocks", object))) {
       blocks_.push_back(read_.emplace_back(op, block).block);
     }
   }
   const auto* data() const { return blocks_.data(); }
   int64_t size() const { return static_cast<int64_t>(blocks_.size()); }
+  const std::vector<Reader>& read() const { return read_; }
 
  private:
   std::vector<Reader> read_;

@@ -1,6 +1,7 @@
 // Decoder blocks for Python, over few rows and while they generate.
 #include "fastmha/decoder.h"
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -13,14 +14,55 @@
 namespace fastmha::python {
 namespace {
 
-// Keys or values that the core writes to: an array of ours, of that many axes.
-MutableView buffer(const char* op, const char* name, py::handle object, int rank) {
-  const py::array array = checked_array(op, name, object);
-  require_float32(op, name, array);
-  FASTMHA_CHECK(array.ndim() == rank && viewable(array) && array.writeable(), op, ": ", name, " must have ",
-                rank, " axes, a contiguous last one, and be writeable, got shape ", shape_text(array));
-  return view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
-}
+// Keys or values of hypotheses, which the core writes to where they lie.
+struct Store {
+  py::array array;
+  MutableView view;
+
+  Store(const char* op, const char* name, py::handle object) : array(checked_array(op, name, object)) {
+    require_float32(op, name, array);
+    FASTMHA_CHECK(array.ndim() == 4 && viewable(array) && array.writeable(), op, ": ", name,
+                  " must have 4 axes, a contiguous last one, and be writeable, got shape ",
+                  shape_text(array));
+    FASTMHA_CHECK(!overlaps_itself(array), op, ": ", name,
+                  " must not be a view whose elements share memory (a broadcast)");
+    view = view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
+  }
+};
+
+// Arrays of a call, of which some are written to: those must share memory with no other.
+class Apart {
+ public:
+  // Neither the array nor the name is copied.
+  void written(const char* name, const py::array& array) { add(name, array, true); }
+  void read(const char* name, const py::array& array) { add(name, array, false); }
+
+  void check(const char* op) {
+    std::sort(arrays_.begin(), arrays_.end(),
+              [](const Named& a, const Named& b) { return a.extent.first < b.extent.first; });
+    for (size_t i = 0; i < arrays_.size(); ++i) {
+      const Named& a = arrays_[i];
+      // Behind a's end no array begins that meets it: mostly the next one already.
+      for (size_t j = i + 1; j < arrays_.size() && arrays_[j].extent.first < a.extent.last; ++j) {
+        const Named& b = arrays_[j];
+        FASTMHA_CHECK(!(a.is_written || b.is_written) || !shares_memory(*a.array, *b.array), op, ": ", a.name,
+                      " and ", b.name, " must not share memory; pass arrays of their own");
+      }
+    }
+  }
+
+ private:
+  struct Named {
+    const char* name;
+    const py::array* array;
+    Extent extent;
+    bool is_written;
+  };
+  void add(const char* name, const py::array& array, bool is_written) {
+    arrays_.push_back({name, &array, extent_of(array), is_written});
+  }
+  std::vector<Named> arrays_;
+};
 
 struct DecoderBlockInput : BlockInput<DecoderBlock> {
   DecoderBlockInput(const char* op, py::handle object)
@@ -32,6 +74,7 @@ struct DecoderBlockInput : BlockInput<DecoderBlock> {
 
 // With the arrays of its keys and values; those of the memory are only read.
 struct CachedBlockInput : BlockInput<DecoderBlock> {
+  std::optional<Store> key, value;
   std::optional<Input> memory_key, memory_value;
 
   CachedBlockInput(const char* op, py::handle object)
@@ -40,10 +83,12 @@ struct CachedBlockInput : BlockInput<DecoderBlock> {
                     &DecoderBlock::memory_out_proj, &DecoderBlock::linear1, &DecoderBlock::linear2,
                     &DecoderBlock::gate},
                    4) {
-    block.key = buffer(op, "key", next(), 4);
-    block.value = buffer(op, "value", next(), 4);
+    key.emplace(op, "key", next());
+    value.emplace(op, "value", next());
     memory_key = float_input(op, "memory_key", next(), 3);
     memory_value = float_input(op, "memory_value", next(), 3);
+    block.key = key->view;
+    block.value = value->view;
     block.memory_key = memory_key->view;
     block.memory_value = memory_value->view;
   }
@@ -93,6 +138,15 @@ py::object decoder_step_py(PyObject* const* arguments) {
                    memory_starts = arguments[7], memory_lengths = arguments[8], relative_bias = arguments[9];
   const Input input = rows_input(op, "x", x);
   const BlockList<CachedBlockInput> given(op, blocks);
+  Apart arrays;
+  arrays.read("x", input.array);
+  for (const CachedBlockInput& block : given.read()) {
+    arrays.written("key", block.key->array);
+    arrays.written("value", block.value->array);
+    arrays.read("memory_key", block.memory_key->array);
+    arrays.read("memory_value", block.memory_value->array);
+  }
+  arrays.check(op);
   const NormInput last(op, "norm", norm);
 
   DecoderStepParams params;
@@ -129,11 +183,17 @@ py::object decoder_step_py(PyObject* const* arguments) {
 void copy_slots_py(const py::list& key_list, const py::list& value_list, py::handle from, py::handle to,
                    py::handle lengths) {
   const char* op = "copy_slots";
-  const py::tuple keys(key_list), values(value_list);  // hold the arrays, as the lists may change meanwhile
+  std::vector<Store> keys, values;  // hold the arrays, as the lists may change meanwhile
+  for (const py::handle key : py::tuple(key_list)) keys.emplace_back(op, "key", key);
+  for (const py::handle value : py::tuple(value_list)) values.emplace_back(op, "value", value);
+  FASTMHA_CHECK(keys.size() == values.size(), op, ": as many keys as values are needed");
+  Apart arrays;
+  for (const Store& key : keys) arrays.written("key", key.array);
+  for (const Store& value : values) arrays.written("value", value.array);
+  arrays.check(op);
   std::vector<MutableView> key_views, value_views;
-  for (const py::handle key : keys) key_views.push_back(buffer(op, "key", key, 4));
-  for (const py::handle value : values) value_views.push_back(buffer(op, "value", value, 4));
-  FASTMHA_CHECK(key_views.size() == value_views.size(), op, ": as many keys as values are needed");
+  for (const Store& key : keys) key_views.push_back(key.view);
+  for (const Store& value : values) value_views.push_back(value.view);
   const std::vector<int64_t> sources = index_input(op, "from", from);
   const auto targets = numbers_of(op, "to", to, sources.size());
   const auto counts = numbers_of(op, "lengths", lengths, sources.size());
