@@ -71,7 +71,7 @@ struct Scratch {
   TeamRows::Strides strides;
   int64_t projected = 0, attended = 0;
   int64_t memory_kv = 0;  // of a row of the memory
-  int64_t attend = 0;     // of a thread, for a panel of queries
+  int64_t attend = 0;     // of a thread, for a panel of queries or a group of heads
   int64_t relative = 0;   // rows of a relative bias for panels of queries
 
   explicit Scratch(const Call& call) {
@@ -102,7 +102,7 @@ struct Scratch {
   void add_attention(int64_t width, int64_t heads) {
     const int64_t dim = width / heads;
     attended = std::max(attended, width);
-    attend = std::max(attend, static_cast<int64_t>(active_isa().panel->scratch(dim, dim)));
+    attend = std::max(attend, static_cast<int64_t>(attend_scratch(dim, dim)));
   }
   size_t thread_bytes() const { return static_cast<size_t>(attend + strides.own_floats()) * sizeof(float); }
   size_t shared_bytes(int64_t rows, int64_t memory_rows) const {
@@ -119,25 +119,32 @@ class Run {
   void steps(Team& team) const;
 
  private:
+  // How an attention is shared out: the heads of short sequences in groups, the others by panels of queries, a head of
+  // them.
+  struct Attention {
+    struct Panel {
+      int64_t sequence, first;
+    };
+    AttentionPlan plan;
+    int64_t short_tasks = 0;
+    std::vector<Panel> panels{};
+
+    int64_t tasks() const { return short_tasks + plan.heads * static_cast<int64_t>(panels.size()); }
+  };
   // A block, and how its steps are shared out.
   struct Block {
     const DecoderBlock& given;
     BlockMaps maps;
     LinearPlan plans[kMaps], memory_kv;
-    AttentionPlan self, memory;
+    Attention self, memory;
   };
-  // Queries of a sequence that one task attends for, a head of them.
-  struct Panel {
-    int64_t sequence, first;
-  };
-
   void plan(Block& block, int threads) const;
-  AttentionPlan plan_attention(const DecoderBlock& block, int64_t dim, const float* key, int64_t kv_stride,
-                               const Bounds& key_bounds, bool is_causal) const;
+  Attention plan_attention(const DecoderBlock& block, int64_t dim, const float* key, int64_t kv_stride,
+                           const Bounds& key_bounds, bool is_causal) const;
 
   void self_attention(Team& team, const Block& block, const ConstView& x, const ConstView& residual) const;
   void memory_attention(Team& team, const Block& block, const ConstView& x, const ConstView& residual) const;
-  void attend(Team& team, const AttentionPlan& plan) const;
+  void attend(Team& team, const Attention& attention) const;
   ConstView attended(const BlockMaps& maps, MapName name) const {
     return {attended_, {rows_.rows(), maps.in(name)}, {sizes_.attended, 1}};
   }
@@ -151,7 +158,6 @@ class Run {
   float* at_;  // where free scratch begins
   TeamRows rows_;
   float *projected_, *attended_, *memory_kv_;
-  std::vector<Panel> panels_;
   std::vector<Block> blocks_;
 };
 
@@ -165,10 +171,6 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
   attended_ = projected_ + call.rows() * sizes.projected;
   memory_kv_ = attended_ + call.rows() * sizes.attended;
   at_ = memory_kv_ + call.memory_rows() * sizes.memory_kv;
-  const int bq = active_isa().panel->bq;
-  for (int64_t n = 0; n < call.sequences; ++n) {
-    for (int64_t first = 0; first < length(call.bounds, n); first += bq) panels_.push_back({n, first});
-  }
   size_t bytes = 0;
   blocks_.reserve(static_cast<size_t>(call.count));
   for (int64_t i = 0; i < call.count; ++i) {
@@ -177,8 +179,8 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
     plan(block, threads);
     block.maps.each(block.given, [&](const LinearLayer& layer) { bytes += layer.weight.nbytes(); });
     if (call.over_memory()) bytes += block.maps.memory_kv.weight.nbytes();
-    share_relative_bias(i == 0 ? call.biased : blocks_[0].self, block.self);
-    if (i == 0 && sizes.relative != 0) set_relative_rows(block.self, bq, at_);
+    share_relative_bias(i == 0 ? call.biased : blocks_[0].self.plan, block.self.plan);
+    if (i == 0 && sizes.relative != 0) set_relative_rows(block.self.plan, active_isa().panel->bq, at_);
   }
   rows_.pass_weights(bytes);
 }
@@ -197,8 +199,8 @@ void Run::plan(Block& block, int threads) const {
 }
 
 // Where the heads lie in projected rows: those of the queries in front, those of the values behind the keys.
-AttentionPlan Run::plan_attention(const DecoderBlock& block, int64_t dim, const float* key, int64_t kv_stride,
-                                  const Bounds& key_bounds, bool is_causal) const {
+Run::Attention Run::plan_attention(const DecoderBlock& block, int64_t dim, const float* key,
+                                   int64_t kv_stride, const Bounds& key_bounds, bool is_causal) const {
   const auto heads_of = [&](auto* data, int64_t rows, int64_t heads, int64_t stride) {
     return View(data, {rows, heads, dim}, {stride, dim, 1});
   };
@@ -207,20 +209,39 @@ AttentionPlan Run::plan_attention(const DecoderBlock& block, int64_t dim, const 
   AttentionParams params;
   params.is_causal = is_causal;
   params.scale = block.scale;
-  return plan_varlen_attention(call_.op, heads_of(query, rows, block.heads, sizes_.projected),
-                               heads_of(key, keys, block.kv_heads, kv_stride),
-                               heads_of(value, keys, block.kv_heads, kv_stride), call_.bounds.data(),
-                               key_bounds.data(), call_.sequences,
-                               heads_of(attended_, rows, block.heads, sizes_.attended), params);
+  Attention attention{plan_varlen_attention(call_.op, heads_of(query, rows, block.heads, sizes_.projected),
+                                            heads_of(key, keys, block.kv_heads, kv_stride),
+                                            heads_of(value, keys, block.kv_heads, kv_stride),
+                                            call_.bounds.data(), key_bounds.data(), call_.sequences,
+                                            heads_of(attended_, rows, block.heads, sizes_.attended), params)};
+  const Isa& isa = active_isa();
+  for (int64_t n = 0; n < call_.sequences; ++n) {
+    if (takes_short(attention.plan, *isa.short_sequences, n)) {
+      attention.short_tasks = ceil_div(call_.sequences * block.heads, isa.short_sequences->group);
+      continue;
+    }
+    const int64_t queries = length(call_.bounds, n);
+    for (int64_t first = 0; first < queries; first += isa.panel->bq) attention.panels.push_back({n, first});
+  }
+  return attention;
 }
 
-void Run::attend(Team& team, const AttentionPlan& plan) const {
+void Run::attend(Team& team, const Attention& attention) const {
   const PanelKernels& kernels = *active_isa().panel;
+  const ShortKernels& group_kernels = *active_isa().short_sequences;
+  const AttentionPlan& plan = attention.plan;
   float* scratch = scratch_.slice(team.thread());
   // Panels of a head beside each other: a thread's run of tasks reads few heads' keys.
-  const auto panels = static_cast<int64_t>(panels_.size());
-  team.each(plan.heads * panels, [&](int64_t task) {
-    const Panel& panel = panels_[static_cast<size_t>(task % panels)];
+  const auto panels = static_cast<int64_t>(attention.panels.size());
+  team.each(attention.tasks(), [&](int64_t task) {
+    if (task < attention.short_tasks) {
+      const int64_t first = task * group_kernels.group;
+      const int64_t last = std::min(first + group_kernels.group, plan.batch * plan.heads);
+      run_short_here(plan, group_kernels, first, last, false, scratch);
+      return;
+    }
+    task -= attention.short_tasks;
+    const Attention::Panel& panel = attention.panels[static_cast<size_t>(task % panels)];
     kernels.run(plan.head(panel.sequence, task / panels), panel.first, scratch);
   });
 }
