@@ -391,6 +391,33 @@ def test_blocks_and_stacks_speak_for_themselves():
             block(x.astype(np.float64), x)
         with pytest.raises(ValueError, match=f"^{name}: x must have 8 features on its last axis"):
             block(zeros(2, 3, 7), x)
+        with pytest.raises(TypeError, match=rf"^{name}: memory must be float32, .*memory\.astype"):
+            block(x, x.astype(np.float64))
+        for shape in ((2, 3, 7), (2, 3, 9)):
+            with pytest.raises(ValueError, match=f"^{name}: memory must have 8 features on its"):
+                block(x, zeros(*shape))
+        for options in ({}, {"key_lengths": [1, 3]}):
+            with pytest.raises(ValueError, match=f"^{name}: x holds 2 sequences, memory 1"):
+                block(x, x[:1], **options)
+        with pytest.raises(ValueError, match=f"^{name}: memory_lengths must lie in 0 .. 3, got 4"):
+            block(x, x, memory_lengths=[3, 4])
+        with pytest.raises(
+            TypeError, match=rf"^{name}: key_lengths must be integers, got NoneType"
+        ):
+            block(x, x, key_lengths=[None, 3])
+
+
+@pytest.mark.parametrize("kind", [fm.DecoderBlock, fm.Decoder])
+def test_a_memory_of_another_width_with_a_cache(kind):
+    """Errors named Linear and its x."""
+    block = fm.DecoderBlock(8, 2, 16)
+    block = block if kind is fm.DecoderBlock else fm.Decoder([block])
+    cache, name = block.new_cache(2, 4), kind.__name__
+    for memory, error in ((zeros(2, 3, 7), ValueError), (np.zeros((2, 3, 8)), TypeError)):
+        with pytest.raises(error, match=f"^{name}: memory must "):
+            block(zeros(2, 1, 8), memory, cache=cache)
+        with pytest.raises(error, match=rf"^{name}\.join: memory must "):
+            block.join(cache, memory)
 
 
 def test_attention_with_what_is_no_array():

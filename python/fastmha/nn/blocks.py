@@ -320,7 +320,7 @@ class EncoderBlock(_Block):
         relative_bias: Float32 | None,
         return_weights: bool,
     ) -> Any:
-        if not return_weights and _are_few(x, cu_seqlens, self.d_model):
+        if not return_weights and _are_few(x, cu_seqlens):
             blocks = [self._core_arguments()]
             return _core.encoder_blocks(blocks, None, x, cu_seqlens, relative_bias)
         return self._forward(x, cu_seqlens, relative_bias, return_weights)
@@ -362,11 +362,11 @@ class EncoderBlock(_Block):
         return (out, *weights) if return_weights else out
 
 
-def _are_few(x: Float32, cu_seqlens: Int64 | None, d_model: int) -> bool:
-    """Whether these rows go through encoder blocks in one call of the core: they must be of that
-    width, and one sequence must have two or more (single queries round otherwise)."""
+def _are_few(x: Float32, cu_seqlens: Int64 | None) -> bool:
+    """Whether these rows go through encoder blocks in one call of the core: one sequence must have
+    two or more (single queries round otherwise)."""
     rows = len(x) if cu_seqlens is not None else x.shape[0] * x.shape[1]
-    if not 2 <= rows <= FEW_ROWS or x.shape[-1] != d_model or x.dtype != np.float32:
+    if not 2 <= rows <= FEW_ROWS:
         return False
     longest = x.shape[1] if cu_seqlens is None else int(np.diff(cu_seqlens).max())
     return longest >= 2
@@ -509,9 +509,7 @@ class DecoderBlock(_Block):
         x, memory, bounds, memory_bounds, batch = _over_memory(
             "DecoderBlock", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
         )
-        if not return_weights and _are_few_over_memory(
-            x, memory, bounds, memory_bounds, self.d_model
-        ):
+        if not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds):
             blocks = [self._core_arguments("q", "kv")]
             result = _core.decoder_blocks(
                 blocks, None, x, memory, bounds, memory_bounds, relative_bias
@@ -598,35 +596,30 @@ def _over_memory(
     cumulative lengths and with what restores x's form."""
     if memory is None:
         raise ValueError(f"{operation}: memory is needed, what the encoder returned")
-    check_array(operation, "memory", memory)
+    check_array(operation, "memory", memory, x.shape[-1])
     lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
     if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
+        _check_as_many(operation, len(x), len(memory))
         return x, memory, None, None, None
     rows = Rows(operation, x, key_lengths, cu_seqlens)
     source = Rows(operation, memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
-    if len(rows.cu_seqlens) != len(source.cu_seqlens):
-        raise ValueError(
-            f"{operation}: x holds {len(rows.cu_seqlens) - 1} sequences, "
-            f"memory {len(source.cu_seqlens) - 1}"
-        )
+    _check_as_many(operation, len(rows.cu_seqlens) - 1, len(source.cu_seqlens) - 1)
     return rows.rows, source.rows, rows.cu_seqlens, source.cu_seqlens, rows
 
 
+def _check_as_many(operation: str, sequences: int, sources: int) -> None:
+    if sequences != sources:
+        raise ValueError(f"{operation}: x holds {sequences} sequences, memory {sources}")
+
+
 def _are_few_over_memory(
-    x: Float32,
-    memory: Float32,
-    cu_seqlens: Int64 | None,
-    memory_cu_seqlens: Int64 | None,
-    d_model: int,
+    x: Float32, memory: Float32, cu_seqlens: Int64 | None, memory_cu_seqlens: Int64 | None
 ) -> bool:
-    """The same for decoder blocks, whose memory must be of that width, too, and have few rows."""
-    if not _are_few(x, cu_seqlens, d_model) or memory.shape[-1] != d_model:
+    """The same for decoder blocks, whose memory must have few rows, too."""
+    if not _are_few(x, cu_seqlens):
         return False
-    ragged = memory_cu_seqlens is not None
-    rows = len(memory) if ragged else memory.shape[0] * memory.shape[1]
-    if not 1 <= rows <= FEW_MEMORY_ROWS or memory.dtype != np.float32:
-        return False
-    return ragged or len(x) == len(memory)
+    rows = len(memory) if memory_cu_seqlens is not None else len(memory) * memory.shape[1]
+    return bool(1 <= rows <= FEW_MEMORY_ROWS)
 
 
 def _check_blocks(operation: str, blocks: Sequence[DecoderBlock], cache: DecoderCache) -> None:
@@ -690,6 +683,7 @@ def _join(
 ) -> None:
     """The keys and values that every block makes of `memory`, to the cache, or nothing."""
     _check_blocks(operation, blocks, cache)
+    check_array(operation, "memory", memory, blocks[0].d_model)
     source = Rows(operation, memory, lengths, cu_seqlens, MEMORY_NAMES)
     cache.check_join(operation, len(source.cu_seqlens) - 1)
     before = cache.snapshot()
@@ -795,7 +789,7 @@ class Encoder(_Stack):
             batch = Rows("Encoder", x, key_lengths, cu_seqlens)
             x, bounds = batch.rows, batch.cu_seqlens
         weights: list[Any] = []
-        if not return_weights and _are_few(x, bounds, self.d_model):
+        if not return_weights and _are_few(x, bounds):
             blocks = [block._core_arguments() for block in self.layers]
             x = _core.encoder_blocks(blocks, fused(self.norm), x, bounds, relative_bias)
         else:
@@ -928,9 +922,7 @@ class Decoder(_Stack):
             "Decoder", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
         )
         weights = []
-        if not return_weights and _are_few_over_memory(
-            x, memory, bounds, memory_bounds, self.d_model
-        ):
+        if not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds):
             blocks = [block._core_arguments("q", "kv") for block in self.layers]
             x = _core.decoder_blocks(
                 blocks, fused(self.norm), x, memory, bounds, memory_bounds, relative_bias
