@@ -360,7 +360,7 @@ def test_a_tokenizer_that_does_not_hold_its_languages(tmp_path, made, name):
     settings = json.loads(file.read_text())
     del settings["extra_special_tokens"]
     file.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"no file says the ids of the languages, which a MBart"):
+    with pytest.raises(ValueError, match="no file says the ids of the languages; let tr"):
         fm.load(tmp_path)
     # the way that the message shows
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)

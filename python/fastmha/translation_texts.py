@@ -429,10 +429,7 @@ class _Files:
             if not languages and not convention.of_target:
                 # transformers adds them by itself, behind all others: ids that need not be the
                 # model's
-                raise ValueError(
-                    f"{self.directory}: no file says the ids of the languages, which a {self.kind} "
-                    f"has as special tokens; {SAVE}"
-                )
+                raise ValueError(f"{self.directory}: no file says the ids of the languages; {SAVE}")
             if not languages:
                 convention = None
         return TranslationTexts(
