@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "block_maps.h"
 #include "isa.h"
-#include "packed_weight.h"
 #include "parallel.h"
 #include "rows.h"
 #include "sizes.h"
@@ -27,8 +27,6 @@ const char* const kOp = "decoder_step";
 // What so many heads later will read is fetched while one is computed.
 constexpr int64_t kTasksAhead = 2;
 const char* const kNormNames[] = {"norms[0]", "norms[1]", "norms[2]"};
-
-int64_t line_floats(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 // ---- a call ------------------------------------------------------------------------------------------------
 
@@ -55,22 +53,6 @@ struct Call {
   }
 };
 
-// The maps of a block, in the order in which they are used.
-enum MapName { kIn, kOut, kMemoryQ, kMemoryOut, kLinear1, kLinear2, kMaps };
-
-struct Maps {
-  LinearLayer at[kMaps];
-  LinearLayer gate;  // linear1 where there is none
-
-  explicit Maps(const DecoderBlock& block)
-      : at{held_by(*block.in_proj),         held_by(*block.out_proj), held_by(*block.memory_q_proj),
-           held_by(*block.memory_out_proj), held_by(*block.linear1),  held_by(*block.linear2)},
-        gate(held_by(block.gate == nullptr ? *block.linear1 : *block.gate)) {}
-
-  int64_t in(MapName name) const { return at[name].weight.in_features(); }
-  int64_t out(MapName name) const { return at[name].weight.out_features(); }
-};
-
 // ---- scratch -----------------------------------------------------------------------------------------------
 
 // Floats from row to row of the matrices between the steps, the widest of all blocks, and what a thread needs for
@@ -87,7 +69,7 @@ struct Scratch {
     strides.stream = call.features();
     for (int64_t i = 0; i < call.count; ++i) {
       const DecoderBlock& block = call.blocks[i];
-      const Maps maps(block);
+      const BlockMaps maps(block);
       projected = std::max({projected, maps.out(kIn), maps.out(kMemoryQ)});
       attended = std::max({attended, maps.in(kOut), maps.in(kMemoryOut)});
       strides.hidden = std::max(strides.hidden, maps.out(kLinear1));
@@ -134,7 +116,7 @@ struct Scratch {
 // A block, and how its steps are shared out.
 struct Block {
   const DecoderBlock& given;
-  Maps maps;
+  BlockMaps maps;
   LinearPlan plans[kMaps];
   AttentionPlan self, memory;
 };
@@ -177,10 +159,10 @@ class Run {
   void attend_memory(const Block& block, int64_t task, float* scratch) const;
   void finish(Team& team, const ConstView& x) const;
 
-  MutableView projected(MapName name, const Maps& maps) const {
+  MutableView projected(MapName name, const BlockMaps& maps) const {
     return {projected_, {rows_, maps.out(name)}, {sizes_.projected, 1}};
   }
-  MutableView attended(MapName name, const Maps& maps) const {
+  MutableView attended(MapName name, const BlockMaps& maps) const {
     return {attended_, {rows_, maps.in(name)}, {sizes_.attended, 1}};
   }
 
@@ -225,7 +207,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
   size_t bytes = 0;
   blocks_.reserve(static_cast<size_t>(call.count));
   for (int64_t i = 0; i < call.count; ++i) {
-    blocks_.push_back({call.blocks[i], Maps(call.blocks[i]), {}, {}, {}});
+    blocks_.push_back({call.blocks[i], BlockMaps(call.blocks[i]), {}, {}, {}});
     Block& block = blocks_.back();
     for (int name = 0; name < kMaps; ++name) {
       const auto map = static_cast<MapName>(name);
@@ -233,8 +215,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
                          blocks_[i - 1].maps.out(map) == block.maps.out(map);
       block.plans[name] = alike ? blocks_[i - 1].plans[name] : at_.plan(block.maps.at[map], threads);
     }
-    for (const LinearLayer& map : block.maps.at) bytes += map.weight.nbytes();
-    if (block.given.gate != nullptr) bytes += block.maps.gate.weight.nbytes();
+    block.maps.each(block.given, [&](const LinearLayer& map) { bytes += map.weight.nbytes(); });
     block.self = plan_self(block);
     block.memory = plan_memory(block);
     share_relative_bias(i == 0 ? call.biased : blocks_[0].self, block.self);
@@ -347,11 +328,10 @@ void Run::append(const Block& block, int64_t hypothesis, int64_t kv_head, int64_
 
 // Asks for the memory that `append` will write to: it was written to last when the step before that passed.
 void Run::expect_append(const Block& block, int64_t hypothesis, int64_t kv_head) const {
-  constexpr int64_t kLine = 16;  // floats
   for (const MutableView* half : {&block.given.key, &block.given.value}) {
     const float* to = half->data + slots_[hypothesis] * half->strides[0] + kv_head * half->strides[1] +
                       lengths_[hypothesis] * half->strides[2];
-    for (int64_t d = 0; d < block.self.shared.head_dim; d += kLine) __builtin_prefetch(to + d, 1);
+    for (int64_t d = 0; d < block.self.shared.head_dim; d += kLineFloats) __builtin_prefetch(to + d, 1);
   }
 }
 
@@ -490,10 +470,9 @@ void Run::finish(Team& team, const ConstView& x) const {
 double nanoseconds(const Call& call) {
   double total = 0;
   for (int64_t i = 0; i < call.count; ++i) {
-    const Maps maps(call.blocks[i]);
-    for (int name = 0; name < kMaps + (call.blocks[i].gate != nullptr); ++name) {
-      total += TeamRows::nanoseconds(name == kMaps ? maps.gate : maps.at[name], call.x.shape[0]);
-    }
+    BlockMaps(call.blocks[i]).each(call.blocks[i], [&](const LinearLayer& map) {
+      total += TeamRows::nanoseconds(map, call.x.shape[0]);
+    });
   }
   return total;
 }
@@ -517,11 +496,6 @@ void run(const Call& call) {
 
 // ---- checks ------------------------------------------------------------------------------------------------
 
-void check_map(const char* name, const PackedLinear* map, int64_t in, int64_t out) {
-  FASTMHA_CHECK(map->in_features() == in && map->out_features() == out, kOp, ": ", name, " must be ", in,
-                " -> ", out, ", got ", map->in_features(), " -> ", map->out_features());
-}
-
 template <class T>
 void check_keys(const char* name, const View<T>& keys, int rank, int64_t kv_heads, int64_t dim) {
   FASTMHA_CHECK(keys.rank == rank && keys.shape[rank - 3] == kv_heads && keys.shape[rank - 1] == dim, kOp,
@@ -534,24 +508,10 @@ void check_keys(const char* name, const View<T>& keys, int rank, int64_t kv_head
 }
 
 void check_block(const DecoderBlock& block, int64_t features) {
-  for (const PackedLinear* map : {block.in_proj, block.out_proj, block.memory_q_proj, block.memory_out_proj,
-                                  block.linear1, block.linear2}) {
-    FASTMHA_CHECK(map != nullptr, kOp, ": a block needs all its maps (only gate may be null)");
-  }
+  check_block_maps(kOp, block, features, true);
   const int64_t heads = block.heads, kv_heads = block.kv_heads;
-  FASTMHA_CHECK(heads >= 1 && kv_heads >= 1 && heads % kv_heads == 0, kOp, ": heads (", heads,
-                ") must be a multiple of kv_heads (", kv_heads, "), both at least 1");
   const int64_t dim = block.out_proj->in_features() / heads;
   const int64_t memory_dim = block.memory_out_proj->in_features() / heads;
-  FASTMHA_CHECK(dim >= 1 && memory_dim >= 1, kOp, ": in_features of out_proj must be a multiple of heads");
-  const int64_t hidden = block.linear1->out_features();
-  check_map("in_proj", block.in_proj, features, (heads + 2 * kv_heads) * dim);
-  check_map("out_proj", block.out_proj, heads * dim, features);
-  check_map("memory_q_proj", block.memory_q_proj, features, heads * memory_dim);
-  check_map("memory_out_proj", block.memory_out_proj, heads * memory_dim, features);
-  check_map("linear1", block.linear1, features, hidden);
-  check_map("linear2", block.linear2, hidden, features);
-  if (block.gate != nullptr) check_map("gate", block.gate, features, hidden);
   check_keys("key", block.key, 4, kv_heads, dim);
   check_keys("value", block.value, 4, kv_heads, dim);
   check_keys("memory_key", block.memory_key, 3, kv_heads, memory_dim);

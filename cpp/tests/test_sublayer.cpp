@@ -669,6 +669,103 @@ TEST(encoder_blocks_are_their_sublayers) {
   }
 }
 
+// ---- decoder blocks ----------------------------------------------------------------------------------------
+
+TEST(decoder_blocks_are_their_sublayers) {
+  Random random(10);
+  constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 12, kQueries = kHeads * kDim;
+  constexpr int64_t kMemoryWidth = 40, kMemoryDim = 20, kMemoryQueries = kHeads * kMemoryDim;
+  const Layer in_proj(random, kWidth, kQueries + 2 * kKvHeads * kDim, true),
+      out_proj(random, kQueries, kWidth, true), q_proj(random, kWidth, kMemoryQueries, true),
+      kv_proj(random, kMemoryWidth, 2 * kKvHeads * kMemoryDim, true),
+      memory_out(random, kMemoryQueries, kWidth, false),
+      linear1(random, kWidth, kHidden, true, Activation::kGelu), linear2(random, kHidden, kWidth, true),
+      gate(random, kWidth, kHidden, false);
+  const Norm norms[] = {{random, kWidth}, {random, kWidth}, {random, kWidth}}, last(random, kWidth);
+  const std::vector<float> bias = random.normals(kHeads * 19);
+  const struct {
+    std::vector<int64_t> lengths, memory_lengths;
+  } shapes[] = {{{2}, {1}},           {{5}, {130}},
+                {{14, 15}, {15, 14}}, {{1, 0, 3, 70}, {0, 2, 1, 9}},
+                {{130}, {5}},         {std::vector<int64_t>(20, 6), std::vector<int64_t>(20, 3)}};
+  for (const auto& shape : shapes) {
+    const std::vector<int64_t> bounds = bounds_of(shape.lengths),
+                               memory_bounds = bounds_of(shape.memory_lengths);
+    const int64_t rows = bounds.back(), memory_rows = memory_bounds.back();
+    const std::vector<float> x = random.normals(rows * kWidth),
+                             memory = random.normals(memory_rows * kMemoryWidth);
+    const ConstView source(memory.data(), {memory_rows, kMemoryWidth});
+    const auto view = [&](auto& data) { return View(data.data(), {rows, kWidth}); };
+    for (int flags = 0; flags < 8; ++flags) {
+      DecoderBlock block;
+      block.in_proj = &in_proj.packed;
+      block.out_proj = &out_proj.packed;
+      block.memory_q_proj = &q_proj.packed;
+      block.memory_kv_proj = &kv_proj.packed;
+      block.memory_out_proj = &memory_out.packed;
+      block.linear1 = &linear1.packed;
+      block.linear2 = &linear2.packed;
+      block.gate = flags & 2 ? &gate.packed : nullptr;
+      block.heads = kHeads;
+      block.kv_heads = kKvHeads;
+      block.norm_first = flags & 1;
+      for (int n = 0; n < 3; ++n) block.norms[n] = flags & 2 ? norms[n].rms() : norms[n].view(true);
+
+      DecoderBlocksParams params;
+      params.sequences = static_cast<int64_t>(shape.lengths.size());
+      params.cu_seqlens = bounds.data();
+      params.cu_seqlens_memory = memory_bounds.data();
+      if (flags & 4) params.relative_bias = ConstView(bias.data(), {kHeads, 19});
+      params.norm = last.view(true);
+
+      std::vector<float> expected = x;
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        const std::vector<float> input = expected;
+        MultiHeadAttentionParams own;
+        own.heads = kHeads;
+        own.kv_heads = kKvHeads;
+        own.sequences = params.sequences;
+        own.cu_seqlens = bounds.data();
+        own.residual = view(input);
+        MultiHeadAttentionParams over = own;
+        own.is_causal = true;
+        own.relative_bias = params.relative_bias;
+        (block.norm_first ? own.norm_before : own.norm_after) = block.norms[0];
+        multi_head_attention(in_proj.packed, out_proj.packed, view(input), view(expected), own);
+        const std::vector<float> between = expected;
+        over.cu_seqlens_memory = memory_bounds.data();
+        over.residual = view(between);
+        (block.norm_first ? over.norm_before : over.norm_after) = block.norms[1];
+        multi_head_attention(q_proj.packed, kv_proj.packed, memory_out.packed, view(between), source,
+                             view(expected), over);
+        const std::vector<float> attended = expected;
+        FeedForwardParams feed;
+        feed.gate = block.gate;
+        feed.residual = view(attended);
+        (block.norm_first ? feed.norm_before : feed.norm_after) = block.norms[2];
+        feed_forward(linear1.packed, linear2.packed, view(attended), view(expected), feed);
+      }
+      expected = normalised(last.view(true), expected, kWidth);
+
+      const DecoderBlock both[] = {block, block};
+      for (int threads : {1, 2, 3}) {
+        const Threads with(threads);
+        std::vector<float> out = x;  // in place
+        decoder_blocks(both, 2, view(out), source, view(out), params);
+        CHECK(out == expected, rows, " rows, ", memory_rows, " of the memory, flags ", flags, ", ", threads,
+              " threads");
+        if (shape.lengths.size() == 20) {
+          DecoderBlocksParams equal = params;
+          equal.cu_seqlens = equal.cu_seqlens_memory = nullptr;
+          std::vector<float> again(x.size());
+          decoder_blocks(both, 2, view(x), source, view(again), equal);
+          CHECK(again == expected);
+        }
+      }
+    }
+  }
+}
+
 TEST(errors) {
   Random random(6);
   const Layer linear1(random, 8, 12, true), linear2(random, 12, 8, true), in_proj(random, 8, 24, true),
@@ -717,6 +814,27 @@ TEST(errors) {
                "kv_proj must give 16 features");
   CHECK_THROWS(multi_head_attention(out_proj.packed, kv_proj.packed, out_proj.packed, x, out, out, params),
                "out must not overlap memory");
+
+  DecoderBlock block;
+  block.in_proj = &in_proj.packed;
+  block.out_proj = block.memory_q_proj = block.memory_out_proj = &out_proj.packed;
+  block.memory_kv_proj = &kv_proj.packed;
+  block.linear1 = &linear1.packed;
+  block.linear2 = &linear2.packed;
+  const int64_t bounds[] = {0, 2, 6};
+  const auto decode = [&](const ConstView& memory, auto change) {
+    DecoderBlocksParams few;
+    change(few);
+    decoder_blocks(&block, 1, x, memory, out, few);
+  };
+  const auto nothing = [](auto&) {};
+  CHECK_THROWS(decode(out, nothing), "decoder_blocks: out must not overlap memory");
+  CHECK_THROWS(decode({data, {6, 7}}, nothing), "memory_kv_proj must be 7 -> 16, got 8 -> 16");
+  CHECK_THROWS(decode(x, [&](auto& p) { p.sequences = 2, p.cu_seqlens = bounds; }), "set both");
+  CHECK_THROWS(decode({data, {5, 8}}, [&](auto& p) { p.sequences = 2; }), "5 rows are not `sequences` (2)");
+  CHECK_THROWS(decode(x, [&](auto& p) { p.sequences = 6; }), "two rows or more");
+  block.memory_kv_proj = nullptr;
+  CHECK_THROWS(decode(x, nothing), "a block needs its memory_kv_proj");
 }
 
 }  // namespace fastmha

@@ -1,4 +1,7 @@
-// Decoder blocks while they generate: the next positions of every hypothesis, through all blocks in one call.
+// Decoder blocks, all of them in one call and one parallel region: over few rows, as encoder.h has it for encoders
+// (decoder_blocks), and while they generate, the next positions of every hypothesis (decoder_step).
+//
+// For decoder_step:
 //
 // A source has `beam_size` hypotheses next to each other. Each hypothesis has a slot, to which the keys and values of
 // its new positions are written. What came before may lie in other slots: a hypothesis that continues another one takes
@@ -36,7 +39,8 @@ namespace fastmha {
 struct DecoderBlock {
   const PackedLinear* in_proj = nullptr;  // as in multi_head_attention: queries, keys and values
   const PackedLinear* out_proj = nullptr;
-  const PackedLinear* memory_q_proj = nullptr;  // queries to the memory
+  const PackedLinear* memory_q_proj = nullptr;   // queries to the memory
+  const PackedLinear* memory_kv_proj = nullptr;  // keys and values of the memory. For decoder_blocks alone
   const PackedLinear* memory_out_proj = nullptr;
   const PackedLinear* linear1 = nullptr;
   const PackedLinear* linear2 = nullptr;
@@ -47,9 +51,28 @@ struct DecoderBlock {
   SublayerNorm norms[3];
   bool norm_first = false;  // x + f(norm(x)), not norm(x + f(x))
 
+  // For decoder_step alone.
   MutableView key, value;              // (slots, kv_heads, capacity, head_dim): of hypotheses
   ConstView memory_key, memory_value;  // (kv_heads, rows, head_dim): of all sources
 };
+
+struct DecoderBlocksParams {
+  // Sequences of x and of the memory, both of equal length, or both of any: sequence n is rows cu_seqlens[n] ..
+  // cu_seqlens[n + 1] of x. One of x must have two rows or more: single queries take the decode kernels, which are
+  // not here.
+  int64_t sequences = 1;
+  const int64_t* cu_seqlens = nullptr;
+  const int64_t* cu_seqlens_memory = nullptr;
+  ConstView relative_bias;  // of self-attention; see AttentionParams. Empty: none
+  SublayerNorm norm;        // behind the last block
+};
+
+// x (rows, features) -> out, the same, with a memory (memory_rows, memory_features): causal self-attention, attention
+// over the memory, feed-forward. The results are those of multi_head_attention and feed_forward, block by block, bit
+// for bit. What lies between takes scratch memory for all rows at once. Throws std::invalid_argument with nothing
+// written.
+void decoder_blocks(const DecoderBlock* blocks, int64_t count, const ConstView& x, const ConstView& memory,
+                    const MutableView& out, const DecoderBlocksParams& params);
 
 struct DecoderStepParams {
   int64_t sources = 0;

@@ -209,7 +209,7 @@ class DecoderCache:
             self._position_slots = self._position_slots[rows]
 
     def _indices(self, what: str, indices: ArrayLike) -> Int64:
-        array = as_integers(np.asarray(indices), f"DecoderCache.{what}")
+        array = as_integers(indices, f"DecoderCache.{what}")
         count = len(self._slots) if what.startswith("reorder") else self.sources
         if array.ndim != 1:
             raise ValueError(f"DecoderCache.{what} must be one-dimensional, got {array.shape}")
