@@ -1,6 +1,9 @@
 """What bounds the workloads that miss a target, said beside each miss: by profile or by a count.
 
-What nobody has profiled yet begins with "probably".
+Parts are percent of the time, found by leaving one thing out of the kernel at a time and timing it
+in turns with the whole one on the same shape (bench/README.md, "Where the time goes"). "At the
+peak" is what the multiply-adds alone would take; what the parts leave is the start and end of
+register tiles. What nobody has profiled yet begins with "probably".
 """
 
 # The beginning of a workload's name, and what bounds those that begin so; the first that fits. Rows
@@ -8,42 +11,99 @@ What nobody has profiled yet begins with "probably".
 BOUNDS = (
     (
         "attention 1024 x 8 x 5",
-        "probably few queries: transposes and exp, not memory; 42 MB lie half in L3",
+        "moving the 42 MB in this order 60 parts, scores 10, softmax 5, transposes 3, tasks 4; "
+        "the limit is a sequential copy",
+    ),
+    ("attention 128 x 8 x 5", "moving 52, scores 17, transposes and softmax 8, tasks 7 parts"),
+    (
+        "attention 1 x 8 x 5 x",
+        "the call: of 1.5 us Python, NumPy and the binding are 0.75, checks and plan 0.15, "
+        "the kernel 0.6",
     ),
     (
         "attention 1 x 2 x 8192 x 64, window 256",
         "flex_attention's error is half of that of PyTorch's other ways, which ours is like",
     ),
-    ("attention 32 x 12 x 128 x 64, causal", "the diagonal: 56% of the tiles for 50% of the pairs"),
+    (
+        "attention 32 x 12 x 128 x 64, causal",
+        "57 parts at the peak, diagonal 7 (1.12 pairs computed for one), Q and output 9, memory 7, "
+        "exp 4; in a cache 1.35x of plain",
+    ),
+    (
+        "attention 32 x 12 x 128 x 64, bool mask",
+        "72 parts at the peak; reading and transposing the mask 10, exp 4, Q and output 6",
+    ),
     (
         "attention 32 x 12 x 128",
-        "probably exp and mask on the ports of the multiply-adds; K, V from memory",
+        "79 parts at the peak; Q and output 7, exp 5, memory 4",
     ),
-    ("attention 1 x 8 x 128", "probably transposes of Q and the output once for few keys; exp"),
+    (
+        "attention 1 x 8 x 128",
+        "81 parts at the peak; Q and output transposed 6, exp 5, fetching 2, fork and tasks 2",
+    ),
     (
         "attention 1 x 8 x 512 x 64, causal",
-        "probably the diagonal (6% of the tiles), exp; 8 heads, 2 threads",
+        "80 parts at the peak; exp 5, diagonal 3 (1.03 pairs computed for one), Q and output 3",
     ),
+    ("attention 1 x 8 x 512", "87 parts at the peak; exp 6, Q and output 2"),
+    (
+        "attention 1 x 8 x 2048 x 128, causal",
+        "85 parts at the peak; exp 3, Q and output 4, diagonal 1",
+    ),
+    ("attention 1 x 8 x 2048 x 128", "89 parts at the peak; exp 3, Q and output 2"),
     ("attention 1 x 8 x 2048 x 64, bool mask", "probably reading the mask, a byte for each pair"),
-    ("attention 128 x 8 x 5", "probably few queries: transposes and exp"),
-    ("attention 1 x", "exp and maximum, on the ports of the multiply-adds: 11% at head_dim 64"),
-    ("decode", "probably more than memory: the share is of a plain read in turns"),
+    (
+        "attention 1 x 8 x 2048 x 64, causal",
+        "83 parts at the peak; exp 5, Q and output 4, diagonal 1",
+    ),
+    ("attention 1 x", "85 parts at the peak; exp 6, Q and output 2, tile starts 6"),
+    (
+        "ragged attention",
+        "79 parts at the peak; exp 4, Q and output 3, half-filled panels 1, memory and the rest 12",
+    ),
+    (
+        "decode 1 x 32 x 4096",
+        "plain reads of the same pieces take 80 to 88 parts; exp 0",
+    ),
+    (
+        "decode 1 x 32/8",
+        "plain reads of the same pieces take 75 to 86 parts, exp 3; four heads a row",
+    ),
+    ("decode 8 x 12", "plain reads of the same pieces take 87 parts, exp 0"),
     ("linear 1 x", "memory"),
     ("linear 2 x", "memory"),
-    ("linear 4 x", "memory"),
-    ("layer_norm", "three passes: arithmetic of 118 us from L1, a copy of 101 us"),
-    ("add + norm", "probably two reads and two passes"),
-    ("softmax", "exp"),
-    ("gelu", "erf's polynomial"),
+    ("linear 4 x 4096", "memory: 4 rows take 1.06 times as long as 1"),
+    ("linear 4 x 768", "4 rows take 1.08 times as long as 1: 200 GB/s of L3, 222 with one"),
+    (
+        "layer_norm 4096 x 768",
+        "arithmetic from L1 141 us, of which the variance 25 parts, a copy from L3 130 to 175 us: "
+        "they hardly overlap",
+    ),
+    (
+        "layer_norm",
+        "memory: a copy by the same code takes 96 parts; arithmetic from L1 40",
+    ),
+    ("add + norm 4096 x 768", "memory past L3 (38 MB): without the variance pass 93 parts"),
+    ("add + norm", "memory: without the variance pass 96 parts; as many bytes a second as a copy"),
+    (
+        "softmax 4096 x 768",
+        "arithmetic from L1 243 us, exp 28 parts; half of a copy's 130 to 175 us is hidden",
+    ),
+    ("softmax", "memory: without exp the same time; arithmetic from L1 45 parts"),
+    ("gelu 4096 x 768", "the arithmetic from L1 is 90 parts: erf's polynomial and exponential"),
+    ("gelu", "memory: a copy by the same code takes as long; arithmetic from L1 68 parts"),
     (
         "EncoderBlock 512/8/2048, 1 x 5",
-        "probably 12.6 MB of weights from L3 in 60 us; barriers, attention",
+        "maps 94 parts, at 160 to 175 GB/s of L3; attention 2, norms 2, 7 barriers 3",
     ),
     (
         "DecoderBlock 512/8/2048, 1 x 5",
         "probably fork and join of each step, 1 us; three calls from Python",
     ),
-    ("EncoderBlock 768/12/3072, 1 x 5", "probably 28 MB of weights: most of L3"),
+    (
+        "EncoderBlock 768/12/3072, 1 x 5",
+        "maps 98 parts, at 95 to 145 GB/s: 28 MB of weights are most of L3",
+    ),
     ("DecoderBlock 768/12/3072, 1 x 5", "probably 38 MB of weights: more than L3"),
     (
         "all-MiniLM-L6-v2, 1 text of 8",
@@ -59,7 +119,7 @@ BOUNDS = (
     ),
     ("generate 1 x", "memory, for CTranslate2 too: 3 times its speed is beyond the read limit"),
     ("generate 16 x", "attention of each hypothesis over its own keys; the maps reach the peak"),
-    ("EncoderBlock", "probably attention and norms between the maps, which reach 90 to 95%"),
+    ("EncoderBlock", "1 x 128: maps 94 parts, at 90% of the peak, attention 4, norms 1"),
     ("DecoderBlock", "probably attention and norms between the maps, which reach 90 to 95%"),
 )
 

@@ -36,10 +36,9 @@ void compute_scores(const Panel& p, int64_t key, int64_t from, int64_t to, int l
   const float* rows = p.key_rows + (key - p.rows_from) * p.key_stride;
   const EvenTiles tiles(to - from, p.strides.tile_rows);
   for (int64_t tile = 0; tile < tiles.count; ++tile) {
-    p.fetch->step();
     const int64_t height = tiles.height(tile);
     Tiles<Vecs>::kScore[height](rows + from * p.key_stride, p.key_stride, p.strides.key_ahead, p.query + lane,
-                                p.head.head_dim, p.score + from * kBq + lane, top + lane);
+                                p.head.head_dim, p.fetch, p.score + from * kBq + lane, top + lane);
     from += height;
   }
 }
@@ -176,7 +175,6 @@ void add_values(const Panel& p, const float* shift, int64_t key, const KeyRange&
   if (row == head.value_dim) return;
   const EvenTiles tiles(head.value_dim - row, kTileRows);
   for (int64_t tile = 0; tile < tiles.count; ++tile) {
-    p.fetch->step();
     const int64_t height = tiles.height(tile);
     Tiles<Vecs>::kOutput[height](values + row, p.value_stride, p.strides.value_ahead, p.score, range,
                                  first ? nullptr : p.alpha, p.out + row * kBq);
@@ -352,7 +350,7 @@ void panel(const AttentionHead& head, int64_t first, float* scratch) {
   Fetch fetch;
   const Panel p =
       make_panel(head, first, scratch, scratch + kept_floats(head.head_dim, head.value_dim), &fetch);
-  fetch = Fetch(head.upcoming, 4, (p.key_high - p.key_low + kTileRows - 1) / kTileRows + 1);
+  fetch = Fetch(head.upcoming, 4, (p.key_high - p.key_low + kTileRows - 1) / kTileRows + 1, head.head_dim);
   // Half a panel of queries needs half the lanes; each lane's arithmetic is the same.
   if (p.rows <= kLanes) {
     run_panel<1>(p);
@@ -429,7 +427,7 @@ void group(const AttentionHead& head, int64_t first, int count, float* scratch) 
     copy_rows(head.value + from * head.value_stride, head.value_stride, to - from, head.value_dim, values);
     UpcomingRows next[2];
     set_rows(head, to, smaller(to + kBk, high), next);
-    fetch = Fetch(next, 2, count * (kBk / kTileRows));
+    fetch = Fetch(next, 2, count * (kBk / kTileRows), head.head_dim);
     for (int i = 0; i < count; ++i) {
       Panel& p = panels[i];
       if (block + kBk <= p.key_low || block >= p.key_high) continue;

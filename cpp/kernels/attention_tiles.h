@@ -37,13 +37,51 @@ struct Strides {
   }
 };
 
+// ---- what comes next ---------------------------------------------------------------------------------------
+
+// Walks through rows that will be read later, some of them every kLine features of a tile of scores: asked for in one
+// burst before each tile they kept the tile's own loads waiting. Whole rows, so that a line costs two instructions, and
+// into the first-level cache. Each of the three counts. Together, two threads, AVX-512: 32 x 12 x 128 x 64 3.98 -> 3.70
+// ms (4.76 without any), as (B, L, H, D) 4.78 -> 4.04, causal 2.77 -> 2.52, ragged sequences of 8 to 512 29.0 -> 27.0;
+// 1 x 8 x 128 x 64, which is in a cache anyway, 77.3 -> 75.1 us (74.1 without any).
+constexpr int64_t kLine = 16;  // floats
+struct Fetch {
+  const UpcomingRows* range = nullptr;
+  const UpcomingRows* end = nullptr;
+  int64_t lines_per_step = 0, row = 0;
+
+  Fetch() = default;
+  // `tiles` of scores, each over `depth` features.
+  Fetch(const UpcomingRows* ranges, int count, int64_t tiles, int64_t depth)
+      : range(ranges), end(ranges + count) {
+    int64_t lines = 0;
+    for (int i = 0; i < count; ++i) lines += ranges[i].count * ((ranges[i].width + kLine - 1) / kLine);
+    const int64_t steps = larger(1, tiles * ((depth + kLine - 1) / kLine));
+    lines_per_step = (lines + steps - 1) / steps;
+  }
+
+  FASTMHA_INLINE void step() {
+    for (int64_t left = lines_per_step; left > 0; ++row) {
+      while (row >= range->count) {
+        row = 0;
+        if (++range == end) {
+          lines_per_step = 0;
+          return;
+        }
+      }
+      const float* at = range->rows + row * range->stride;
+      for (const float* stop = at + range->width; at < stop; at += kLine, --left) __builtin_prefetch(at);
+    }
+  }
+};
+
 // ---- register tiles --------------------------------------------------------------------------------------
 
 // out[row][lane] = sum over k of rows[row * stride + k] * columns[k][lane], and top[lane] = max(top[lane], out's
 // rows): while the scores are still in registers the maximum costs nothing, a pass of its own 2% of the time.
 template <int Rows, int Vecs>
 void score_tile(const float* rows, int64_t stride, int64_t stride_ahead, const float* columns, int64_t depth,
-                float* out, float* top) {
+                Fetch* fetch, float* out, float* top) {
   Vec acc[Rows][Vecs];
   FASTMHA_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -53,7 +91,9 @@ void score_tile(const float* rows, int64_t stride, int64_t stride_ahead, const f
   // Rows of the next tile, line by line as this one gets there.
   const float* ahead = rows;
   for (int64_t k = 0; k < depth; ++k) {
-    ahead = (k & 15) == 0 ? rows + Rows * stride_ahead + k : ahead + stride_ahead;
+    const bool line_begins = (k & (kLine - 1)) == 0;
+    if (line_begins) fetch->step();
+    ahead = line_begins ? rows + Rows * stride_ahead + k : ahead + stride_ahead;
     __builtin_prefetch(ahead);
     Vec column[Vecs];
     FASTMHA_UNROLL
@@ -203,7 +243,7 @@ void weigh_tile(const float* values, int64_t stride, int64_t ahead, float* score
   add_to_output(acc, first ? nullptr : alpha, out);
 }
 
-using ScoreTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, float*, float*);
+using ScoreTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, Fetch*, float*, float*);
 using OutputTile = void (*)(const float*, int64_t, int64_t, const float*, const KeyRange&, const float*,
                             float*);
 
