@@ -22,12 +22,16 @@ from fastmha.nn.ragged import Rows, check_array, check_lengths
 __all__ = ["Decoder", "DecoderBlock", "Encoder", "EncoderBlock", "FeedForward"]
 
 Lengths = Integers | Sequence[int]
-# Up to so many rows go through all blocks of an encoder in one call of the core, in which all
-# threads share every step. all-MiniLM-L6-v2 with two threads, block by block and so: 8 tokens 0.91
-# and 0.64 ms, 32 tokens 1.97 and 1.84, 64 tokens 3.62 and 3.47, 128 tokens 6.90 and 6.84; 16 texts
-# of 8 tokens, of which each thread has its own, 6.33 and 6.58.
+# Up to so many rows go through all blocks of an encoder or a decoder in one call of the core, in
+# which all threads share every step. all-MiniLM-L6-v2 with two threads, block by block and so: 8
+# tokens 0.91 and 0.64 ms, 32 tokens 1.97 and 1.84, 64 tokens 3.62 and 3.47, 128 tokens 6.90 and
+# 6.84. A decoder's block of 512/8/2048 and one of 768/12/3072, the memory as long: 64 rows 1.16 and
+# 1.16 ms, 2.83 and 2.72; 128 rows 2.43 and 2.43, 5.59 and 5.39.
 FEW_ROWS = 64
-FEW_MEMORY_ROWS = 64
+# And of a decoder's memory. A block of 512/8/2048, sub-layer by sub-layer and so, in us: 5 rows and
+# as many of the memory 138 and 123, 5 and 64 271 and 261, 32 and 128 820 and 797, 64 and 128 1333
+# and 1342, 16 and 256 901 and 912, 32 and 256 1192 and 1215; 4 sequences of 8 and 64 1106 and 1148.
+FEW_MEMORY_ROWS = 128
 MEMORY_NAMES = ("memory", "memory_lengths", "memory_cu_seqlens")
 
 
