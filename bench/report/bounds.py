@@ -98,13 +98,13 @@ BOUNDS = (
     ),
     (
         "DecoderBlock 512/8/2048, 1 x 5",
-        "probably fork and join of each step, 1 us; three calls from Python",
+        "16.8 MB of weights at 140 GB/s of L3, 12 barriers of 0.3 us",
     ),
     (
         "EncoderBlock 768/12/3072, 1 x 5",
         "maps 98 parts, at 95 to 145 GB/s: 28 MB of weights are most of L3",
     ),
-    ("DecoderBlock 768/12/3072, 1 x 5", "probably 38 MB of weights: more than L3"),
+    ("DecoderBlock 768/12/3072, 1 x 5", "38 MB of weights, more than L3, at 83 GB/s"),
     (
         "all-MiniLM-L6-v2, 1 text of 8",
         "products of 8 rows: 0.45 ms at 370 GFLOP/s, weights in a cache; reading 42 MB of weights",
@@ -118,7 +118,11 @@ BOUNDS = (
         "products at 490 to 520 GFLOP/s (over 75% of the time); attention at 330 to 440",
     ),
     ("generate 1 x", "memory, for CTranslate2 too: 3 times its speed is beyond the read limit"),
-    ("generate 16 x", "attention of each hypothesis over its own keys; the maps reach the peak"),
+    (
+        "generate 16 x 20 -> 32, beam 4",
+        "maps 82 parts, at 85% of the peak as their weights come from memory; attention 7, "
+        "encoder 7, search 4",
+    ),
     ("EncoderBlock", "1 x 128: maps 94 parts, at 90% of the peak, attention 4, norms 1"),
     ("DecoderBlock", "probably attention and norms between the maps, which reach 90 to 95%"),
 )
