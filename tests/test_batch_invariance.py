@@ -498,3 +498,38 @@ def test_row_operations_from_l3_and_memory(num_threads, name, rows):
     assert_same_bits(run(x), result)
     for row in range(0, rows, 97):
         assert_same_bits(run(x[row : row + 1]), result[row : row + 1])
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_decoder_block_over_few_and_many_rows(num_threads, norm_first):
+    """Few rows and a small memory go through a block in one parallel region, more in slices or in
+    shared steps, and several blocks go together."""
+    random = Random(8)
+    decoder = fm.Decoder(
+        [fm.DecoderBlock(64, 4, 160, norm_first=norm_first, seed=seed) for seed in (1, 2)]
+    )
+    lengths, memory_lengths = [2, 5, 1, 33, 16], [7, 5, 1, 20, 70]
+    x = random.normal(5, max(lengths), 64)
+    memory = random.normal(5, max(memory_lengths), 64)
+    every = decoder(x, memory, key_lengths=lengths, memory_lengths=memory_lengths)
+    repeated = decoder(
+        *(np.concatenate([array] * 9) for array in (x, memory)),
+        key_lengths=lengths * 9,
+        memory_lengths=memory_lengths * 9,
+    )
+    for n, (length, memory_length) in enumerate(zip(lengths, memory_lengths, strict=True)):
+        expected = every[n, :length]
+        assert_same_bits(repeated[n + 20, :length], expected, f"sequence {n}, many rows")
+        if length == 1:
+            continue
+        own, source = x[n : n + 1, :length], memory[n : n + 1, :memory_length]
+        for threads in (1, 2, 3):
+            num_threads(threads)
+            assert_same_bits(decoder(own, source)[0], expected, f"sequence {n} alone")
+            rows = own
+            for block in decoder.layers:
+                rows = block(rows, source)
+            assert_same_bits(rows[0], expected, f"sequence {n}, block by block")
+            padded = decoder(x[n:], memory[n:], key_lengths=[length] + [0] * (4 - n),
+                             memory_lengths=[memory_length] + [0] * (4 - n))  # fmt: skip
+            assert_same_bits(padded[0, :length], expected, f"sequence {n} beside empty ones")

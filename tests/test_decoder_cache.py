@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import assert_same_bits
 from fastmha import _core
+from test_sublayers import shaken
 
 D = 32
 
@@ -20,6 +21,16 @@ SETTINGS = {
     "post-norm": {"norm_first": False, "gated": False, "norm": "layer_norm", "bias": True},
     "plain": {"gated": False, "norm": "layer_norm"},
 }
+
+
+@pytest.mark.parametrize("sources", [1, 4, 5])
+def test_a_block_that_normalises_first_behind_one_that_does_not(random, sources):
+    """Up to 4 hypotheses the second block's norm overwrote what it was to be added to."""
+    decoder = shaken(fm.Decoder([fm.DecoderBlock(D, 4, 48, norm_first=n) for n in (0, 1)]))
+    x, memory = random.normal(sources, 3, D), random.normal(sources, 7, D)
+    cache = decoder.new_cache(sources, 3)
+    steps = [decoder(x[:, i : i + 1], memory, cache=cache) for i in range(3)]
+    np.testing.assert_allclose(np.concatenate(steps, 1), decoder(x, memory), atol=1e-5)
 
 
 class Source:
@@ -133,20 +144,56 @@ def test_several_positions_are_bit_for_bit_those_without_a_cache(random):
         assert_same_bits(decoder(x[:, 20:], cache=cache), whole[:, 20:])
 
 
-def test_reorder_copies_only_where_two_continue_the_same_one(random, monkeypatch):
+def test_reorder_moves_nothing_where_hypotheses_are_as_long(random):
     decoder = decoder_of()
     cache = decoder.new_cache(2, 4, beam_size=3)
     decoder(random.normal(6, 1, D), random.normal(2, 5, D), cache=cache)
-    copied = []
-    copy = _core.copy_slots
-    monkeypatch.setattr(
-        _core, "copy_slots", lambda *args: (copied.append(len(args[2])), copy(*args))
-    )
-    cache.reorder(np.arange(6))
+    before = [(block.key.copy(), block.value.copy()) for block in cache.blocks]
     cache.reorder([2, 0, 1, 3, 5, 4])
-    assert copied == []
     cache.reorder([0, 0, 1, 4, 4, 4])
-    assert copied == [3]
+    for block, (key, value) in zip(cache.blocks, before, strict=True):
+        assert_same_bits(block.key, key)
+        assert_same_bits(block.value, value)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("longest", [1, 5])
+def test_a_hypothesis_goes_on_as_the_one_that_it_continues(random, alike, longest):
+    """Bit for bit what a hypothesis gives that has read the same positions by itself, through
+    reorders of all kinds, for one and for several new positions."""
+    decoder = decoder_of()
+    beams, capacity = 4, 24
+    memory = random.normal(2, 7, D)
+    cache = decoder.new_cache(2, capacity, beam_size=beams)
+    read = [np.empty((0, D), np.float32) for _ in range(2 * beams)]
+
+    def alone(rows, source, count):
+        """The last `count` of these rows. One at a time, or all at once, as the cache got them."""
+        own = decoder.new_cache(1, capacity)
+        if longest == 1:
+            steps = [(row[None, None], 1) for row in rows]
+        else:
+            steps = [(np.concatenate([rows, np.zeros((2, D), np.float32)])[None], len(rows))]
+        for step, counted in steps:
+            given = None if own.has_memory else memory[None, source]
+            out = decoder(step, given, cache=own, key_lengths=[counted])
+        return out[0, counted - count : counted]
+
+    while max(map(len, read)) + longest <= capacity:
+        x = random.normal(2 * beams, longest, D)
+        counts = np.full(2 * beams, longest)
+        if not alike:
+            counts = random.rng.integers(0, longest + 1, 2 * beams)
+        given = None if cache.has_memory else memory
+        out = decoder(x, given, cache=cache, key_lengths=counts)
+        for n, count in enumerate(counts.tolist()):
+            read[n] = np.concatenate([read[n], x[n, :count]])
+            if count:
+                assert_same_bits(out[n, :count], alone(read[n], n // beams, count))
+        np.testing.assert_array_equal(cache.lengths, [len(rows) for rows in read])
+        parents = random.rng.integers(0, beams, 2 * beams) + np.repeat([0, beams], beams)
+        cache.reorder(parents)
+        read = [read[parent] for parent in parents]
 
 
 def test_memory_of_sources_that_left_is_used_again(random):
@@ -244,7 +291,8 @@ def step_arguments(random, sources, beam_size, *, capacity=4):
     x = random.normal(slots, 1, D)
     zeros = np.zeros(slots, np.int64)
     starts = 2 * np.arange(sources)
-    return [blocks, None, x, beam_size, np.arange(slots), zeros, None, starts, starts * 0 + 2, None]
+    memory = [starts, starts * 0 + 2]
+    return [blocks, None, x, beam_size, np.arange(slots), zeros, None, None, *memory, None]
 
 
 def test_wrong_arguments_of_the_core(random):
@@ -273,7 +321,93 @@ def test_wrong_arguments_of_the_core(random):
         _core.decoder_step(good[0], narrow, *good[2:])
     largest = np.iinfo(np.int64).max
     with pytest.raises(ValueError, match=f"source 0 has {largest} rows from 1 on"):
-        _core.decoder_step(*good[:7], good[7] + 1, good[8] * 0 + largest, None)
+        _core.decoder_step(*good[:8], good[8] + 1, good[9] * 0 + largest, None)
+    for slots, message in (
+        (np.zeros(4, np.int64), r"position_slots must be \(4, 0 or more\), got \(4,\)"),
+        (np.zeros((3, 2), np.int64), r"position_slots must be \(4, 0 or more\), got \(3, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _core.decoder_step(*good[:7], slots, *good[8:])
+    with pytest.raises(ValueError, match=r"must be \(4, 2 or more\), got \(4, 1\)"):
+        _core.decoder_step(*good[:5], good[5] + 2, None, np.zeros((4, 1), np.int64), *good[8:])
+    with pytest.raises(TypeError, match="position_slots must be integers, got float64"):
+        _core.decoder_step(*good[:7], np.zeros((4, 1)), *good[8:])
+
+
+def test_the_memory_is_an_input(random):
+    """Arrays that are only read had to be writeable, with a contiguous last axis."""
+    good = step_arguments(random, 4, 1)
+    *block, memory_key, memory_value = good[0][0]
+    expected = _core.decoder_step(*good)
+    spread = np.empty((*memory_key.shape, 2), np.float32)
+    spread[..., 0], spread[..., 1] = memory_key, memory_value
+    locked = memory_key.copy(), memory_value.copy()
+    for array in locked:
+        array.flags.writeable = False
+    for key, value in (locked, (spread[..., 0], spread[..., 1])):
+        assert_same_bits(_core.decoder_step([(*block, key, value)], *good[1:]), expected)
+    locked_key = block[14].copy()
+    locked_key.flags.writeable = False
+    with pytest.raises(ValueError, match=r"decoder_step: key must have 4 axes, .*be writeable"):
+        _core.decoder_step([(*block[:14], locked_key, block[15], *locked)], *good[1:])
+    with pytest.raises(ValueError, match="decoder_step: memory_key must have 3 axes, got shape"):
+        _core.decoder_step([(*block, memory_key[0], memory_value)], *good[1:])
+
+
+def test_keys_and_values_that_share_memory(random):
+    """One step wrote over what another had read, or over what it had itself still to read."""
+    good = step_arguments(random, 4, 1)
+    *maps, key, value, memory_key, memory_value = good[0][0]
+    good[0].append((*maps, key.copy(), value.copy(), memory_key, memory_value))  # memories may
+    together = np.zeros((2, *key.shape), np.float32)
+    beside = np.zeros((*key.shape[:3], 2 * key.shape[3]), np.float32)
+    of_memory = together.reshape(-1)[: memory_key.size].reshape(memory_key.shape)
+    width = key.shape[3]
+    expected = _core.decoder_step(*good)
+
+    def step(*arrays, x=good[2]):
+        return _core.decoder_step([(*maps, *arrays), good[0][1]], None, x, *good[3:])
+
+    memory = memory_key, memory_value
+    for apart in ((together[0], together[1]), (beside[..., :width], beside[..., width:])):
+        assert_same_bits(step(*apart, *memory), expected)
+    together[:] = 7
+    for arrays, names in (
+        ((together[0], together[0], *memory), "key and value"),
+        ((together[0], beside[..., :width], of_memory, memory_value), "key and memory_key"),
+        ((beside[..., :width], together[0], memory_key, of_memory), "value and memory_value"),
+        ((good[0][1][14], together[1], *memory), "key and key"),
+        ((beside[..., :width], beside[..., 1 : width + 1], *memory), "key and value"),
+    ):
+        first, second = names.split(" and ")
+        either = f"({first} and {second}|{second} and {first}) must not share memory"
+        with pytest.raises(ValueError, match=f"^decoder_step: {either}"):
+            step(*arrays)
+    x = together.reshape(-1)[: good[2].size].reshape(good[2].shape)
+    with pytest.raises(ValueError, match=r"^decoder_step: (x and key|key and x) must not share"):
+        step(together[0], value, *memory, x=x)
+    for key in (together[0][:1], together[0, :, :, :1]):
+        twice = np.lib.stride_tricks.as_strided(key, together[0].shape, (*[0] * 3, 4))
+        with pytest.raises(ValueError, match=r"key must not be a view whose elements share memory"):
+            step(twice, value, *memory)
+    assert (together == 7).all()
+
+
+def test_a_list_of_blocks_that_changes_while_it_is_read(random):
+    """A number in a tuple may be of a class, whose code then runs."""
+    good = step_arguments(random, 4, 1)
+    (block,) = good[0]
+    blocks = [block, (*block[:14], block[14].copy(), block[15].copy(), *block[16:])]
+    expected = _core.decoder_step(blocks, *good[1:])
+
+    class Two:
+        def __index__(self):
+            blocks[:] = [None] * 1000
+            blocks.clear()
+            return 2
+
+    blocks[0] = (*block[:11], Two(), *block[12:])
+    assert_same_bits(_core.decoder_step(blocks, *good[1:]), expected)
 
 
 def test_a_relative_bias_is_refused_before_the_first_part_of_many_sources(random):

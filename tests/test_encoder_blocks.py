@@ -53,6 +53,14 @@ def test_bits_of_the_blocks_one_by_one(
             assert_same_bits(alone(), one_by_one(monkeypatch, alone))
 
 
+@pytest.mark.parametrize("rows", [2, 4, 5])
+def test_a_block_that_normalises_first_behind_one_that_does_not(random, monkeypatch, rows):
+    """Up to 4 rows the second block's norm overwrote what it was to be added to."""
+    mixed = shaken(fm.Encoder([fm.EncoderBlock(D, 3, 100, norm_first=first) for first in (0, 1)]))
+    x = random.normal(1, rows, D)
+    assert_same_bits(mixed(x), one_by_one(monkeypatch, lambda: mixed(x)))
+
+
 def test_every_form_of_a_batch(random, monkeypatch):
     """Padded, dense, ragged and alone are the same; padding is not read."""
     stack = encoder()

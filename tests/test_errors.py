@@ -359,6 +359,85 @@ def test_wrong_types(name):
         assert caught.match(word)
 
 
+def test_lists_of_different_lengths_in_one_another():
+    """NumPy speaks of setting an array element with a sequence."""
+    nested, message = [[1], [2, 3]], "must be integers, got .* of different lengths in one another"
+    block, mha = fm.EncoderBlock(8, 2, 16), fm.MultiHeadAttention(8, 2)
+    x = zeros(2, 3, 8)
+    for operation, call in {
+        "scaled_dot_product_attention: key_lengths": lambda: sdpa(key_lengths=nested),
+        "varlen_attention: cu_seqlens_q": lambda: varlen(cu_q=nested),
+        "multi_head_attention: key_lengths": lambda: mha(x, key_lengths=nested),
+        "EncoderBlock: key_lengths": lambda: block(x, key_lengths=nested),
+        "EncoderBlock: cu_seqlens": lambda: block(x[0], cu_seqlens=nested),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{operation} {message}"):
+            call()
+
+
+def test_blocks_and_stacks_speak_for_themselves():
+    """Errors named MultiHeadAttention and its query, of which the caller knows nothing."""
+    encoder_block, decoder_block = fm.EncoderBlock(8, 2, 16), fm.DecoderBlock(8, 2, 16)
+    x = zeros(2, 3, 8)
+    for block in (encoder_block, fm.Encoder([encoder_block])):
+        name = type(block).__name__
+        with pytest.raises(TypeError, match=rf"^{name}: x must be float32, .*x\.astype"):
+            block(x.astype(np.float64))
+        with pytest.raises(ValueError, match=f"^{name}: x must have 8 features on its last axis"):
+            block(zeros(2, 3, 7))
+    for block in (decoder_block, fm.Decoder([decoder_block])):
+        name = type(block).__name__
+        with pytest.raises(TypeError, match=rf"^{name}: x must be float32, .*x\.astype"):
+            block(x.astype(np.float64), x)
+        with pytest.raises(ValueError, match=f"^{name}: x must have 8 features on its last axis"):
+            block(zeros(2, 3, 7), x)
+        with pytest.raises(TypeError, match=rf"^{name}: memory must be float32, .*memory\.astype"):
+            block(x, x.astype(np.float64))
+        for shape in ((2, 3, 7), (2, 3, 9)):
+            with pytest.raises(ValueError, match=f"^{name}: memory must have 8 features on its"):
+                block(x, zeros(*shape))
+        for options in ({}, {"key_lengths": [1, 3]}):
+            with pytest.raises(ValueError, match=f"^{name}: x holds 2 sequences, memory 1"):
+                block(x, x[:1], **options)
+        with pytest.raises(ValueError, match=f"^{name}: memory_lengths must lie in 0 .. 3, got 4"):
+            block(x, x, memory_lengths=[3, 4])
+        with pytest.raises(
+            TypeError, match=rf"^{name}: key_lengths must be integers, got NoneType"
+        ):
+            block(x, x, key_lengths=[None, 3])
+
+
+@pytest.mark.parametrize("kind", [fm.DecoderBlock, fm.Decoder])
+def test_a_memory_of_another_width_with_a_cache(kind):
+    """Errors named Linear and its x."""
+    block = fm.DecoderBlock(8, 2, 16)
+    block = block if kind is fm.DecoderBlock else fm.Decoder([block])
+    cache, name = block.new_cache(2, 4), kind.__name__
+    for memory, error in ((zeros(2, 3, 7), ValueError), (np.zeros((2, 3, 8)), TypeError)):
+        with pytest.raises(error, match=f"^{name}: memory must "):
+            block(zeros(2, 1, 8), memory, cache=cache)
+        with pytest.raises(error, match=rf"^{name}\.join: memory must "):
+            block.join(cache, memory)
+
+
+def test_attention_with_what_is_no_array():
+    """'list' object has no attribute 'ndim'."""
+    mha, x = fm.MultiHeadAttention(8, 2), zeros(2, 3, 8)
+    for name, call in {
+        "query": lambda junk: mha(junk),
+        "key": lambda junk: mha(x, junk),
+        "value": lambda junk: mha(x, x, junk),
+    }.items():
+        with pytest.raises(TypeError, match=f"^MultiHeadAttention: {name} must be a NumPy array"):
+            call([1])
+        with pytest.raises(
+            TypeError, match=rf"^MultiHeadAttention: {name} must be float32, .*cast"
+        ):
+            call(x.astype(np.float64))
+        with pytest.raises(ValueError, match=f"^MultiHeadAttention: {name} must have 8 features"):
+            call(zeros(2, 3, 7))
+
+
 def test_a_dtype_that_numpy_cannot_parse():
     """It reads text with commas as Python, and raises a SyntaxError."""
     with pytest.raises(ValueError, match="Linear: dtype must be 'float32', got ','"):

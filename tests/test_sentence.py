@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,19 @@ def test_other_modules_are_refused(checkpoint):
         read_sentence_settings(checkpoint)
 
 
+def test_what_is_missing_is_named_with_its_directory(checkpoint, monkeypatch):
+    """fm.load(".") said that config.json does not exist."""
+    monkeypatch.chdir(checkpoint)
+    assert fm.load(".").embedding_dim == fm.load(checkpoint).embedding_dim
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).unlink()
+        for path in (".", checkpoint / ".." / checkpoint.name):
+            with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(checkpoint))}\b.*{name}"):
+                fm.load(path)
+        (checkpoint / name).write_bytes(content)
+
+
 def test_missing_and_broken_files(checkpoint):
     write_modules(checkpoint, {})
     (checkpoint / "1_Pooling" / "config.json").unlink()
@@ -387,6 +401,93 @@ def test_ids_instead_of_texts(checkpoint):
         model.encode_ids([[0.5]])
     with pytest.raises(ValueError, match=rf"must lie in 0 \.\. {VOCAB - 1}"):
         model.encode_ids([[VOCAB]])
+
+
+@pytest.mark.parametrize("operation", ["forward", "encode_ids"])
+def test_what_is_no_list_of_ids(checkpoint, operation):
+    """Errors were those of Python and NumPy: 'NoneType' object is not iterable, inhomogeneous
+    shape."""
+    method = getattr(fm.load(checkpoint), operation)
+    for junk, message in (
+        (None, "token_ids must be a list of integer arrays, got NoneType"),
+        (5, "token_ids must be a list of integer arrays, got int"),
+        ("ab", "token_ids must be a list of integer arrays, got str"),
+        (np.array(5), r"token_ids must be a list of integer arrays, got one of shape \(\)"),
+        ([5], r"token_ids must be a list of one-dimensional arrays, got one of shape \(\)"),
+        ([None], "token ids must be integers, got NoneType"),
+        ([["w3"]], "token ids must be integers, got str"),
+        ([[5, [6, 7]]], "token ids must be integers, got lists of different lengths"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{operation}: {message}"):
+            method(junk)
+
+
+def test_what_is_no_text(checkpoint, tmp_path):
+    model = fm.load(checkpoint)
+    for junk in (None, 5, np.array("w3"), b"w3"):
+        for operation in ("encode", "encode_stream", "encode_texts"):
+            with pytest.raises(TypeError, match="texts must be an iterable of str, got "):
+                getattr(model, operation)(junk)
+    assert [ids.tolist() for ids in model.encode_texts(iter(["w5"]))] == [[0, 5, 2]]
+    with pytest.raises(TypeError, match=r"^attention: most_weights must be an int, got '9'"):
+        model.attention("w3", most_weights="9")
+    with pytest.raises(TypeError, match=r"^encode_to_file: path must be a str or a path, got int"):
+        model.encode_to_file(["w3"], 5)
+    with pytest.raises(ValueError, match=r"^encode_to_file: the format must be one of .*\['npy'\]"):
+        model.encode_to_file(["w3"], tmp_path / "x.npy", format=["npy"])
+
+
+ENCODING = {
+    "encode": lambda model, texts, **how: model.encode(texts, **how),
+    "encode_stream": lambda model, texts, **how: list(model.encode_stream(texts, **how)),
+    "encode_to_file": lambda model, texts, **how: model.encode_to_file(texts, FILE, **how),
+    "encode_ids": lambda model, texts, **how: model.encode_ids([[5, 2]], **how),
+    "encode_texts": lambda model, texts: model.encode_texts(texts),
+    "attention": lambda model, texts: model.attention(texts[0]),
+}
+FILE = "embeddings.npy"
+
+
+@pytest.mark.parametrize("operation", ENCODING)
+def test_errors_name_the_call_that_was_made(checkpoint, monkeypatch, operation):
+    """Those of encode() named encode_stream, and others encode()."""
+    model, call = fm.load(checkpoint), ENCODING[operation]
+    monkeypatch.chdir(checkpoint)
+    wrong = []
+    if operation != "encode_ids":
+        wrong += [(["w3\ud800"], {}, "holds U.D800"), ([5], {}, "must be a str, got int")]
+    if operation not in ("encode_texts", "attention"):
+        wrong += [(["w3"], {"batch_tokens": 0}, "batch_tokens must be at least 1")]
+        wrong += [(["w3"], {"normalize": 1}, "normalize must be a bool or None, got 1")]
+    if operation in ("encode", "encode_stream", "encode_ids"):
+        wrong += [(["w3"], {"batch_size": 0}, "batch_size must be at least 1")]
+    if operation in ("encode", "encode_stream", "encode_to_file"):
+        wrong += [(5, {}, "texts must be an iterable of str, got int")]
+        for prompt in (5, np.arange(3)):
+            wrong += [(["w3"], {"prompt": prompt}, "prompt must be a str, got (int|ndarray)")]
+    for texts, how, message in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"^{operation}: .*{message}"):
+            call(model, texts, **how)
+        assert not (checkpoint / FILE).exists()
+
+
+@pytest.mark.parametrize("operation", ["forward", "encode_ids"])
+def test_errors_of_ids_name_the_call_that_was_made(checkpoint, operation):
+    """Those of encode_ids() named forward()."""
+    model = fm.load(checkpoint)
+    for ids, message in (
+        ([VOCAB], f"token ids must lie in 0 .. {VOCAB - 1}, got {VOCAB}"),
+        ([5] * 1000, "a sequence has 1000 tokens, the model takes"),
+    ):
+        with pytest.raises(ValueError, match=f"^{operation}: {message}"):
+            getattr(model, operation)([[5, 2], ids])
+
+
+def test_texts_of_a_stream_are_counted(checkpoint):
+    stream = fm.load(checkpoint).encode_stream(["w3", "w4", "w5", 6], chunk=2)
+    assert len(next(stream)) == 2
+    with pytest.raises(TypeError, match=r"^encode_stream: texts\[3\] must be a str, got int"):
+        next(stream)
 
 
 def test_normalize_is_a_bool(checkpoint):

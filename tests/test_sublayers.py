@@ -288,7 +288,7 @@ def test_wrong_calls(random):
             f(x[..., :7])
         with pytest.raises(TypeError, match=r"LayerNorm or None, got tuple"):
             f(x, norm_before=(np.ones(8, np.float32), None, 1e-6))
-        with pytest.raises(TypeError, match=r"x must be float32, got float64; cast it"):
+        with pytest.raises(TypeError, match=rf"{name} must be float32, got float64; cast it"):
             f(x.astype(np.float64))
         with pytest.raises(ValueError, match=r"residual must have shape \(2, 3, 8\)"):
             f(x, residual=x[:1])

@@ -322,6 +322,63 @@ def test_a_language_that_the_files_say(tmp_path, made):
     assert fm.load(tmp_path).translate(["ka lo"]) == expected
 
 
+def saved_by_transformers(directory, case):
+    """The same checkpoint with a tokenizer.json in place of the sentencepiece model."""
+    for file in case.directory.iterdir():
+        if file.name != "sentencepiece.bpe.model":
+            (directory / file.name).write_bytes(file.read_bytes())
+    transformers.AutoTokenizer.from_pretrained(case.directory).save_pretrained(directory)
+
+
+def rewrite(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["mbart", "mbart50"])
+def test_a_language_that_nobody_says(tmp_path, made, name):
+    """Of the source it is en_XX, as in transformers; of the target there is no such default."""
+    saved_by_transformers(tmp_path, made(name))
+    for directory in (made(name).directory, tmp_path):
+        theirs, ours = transformers.AutoTokenizer.from_pretrained(directory), fm.load(directory)
+        expected = theirs("ka lo").input_ids
+        assert theirs.convert_tokens_to_ids("en_XX") in expected
+        assert ours.encode_texts(["ka lo"])[0].tolist() == expected
+        with pytest.raises(ValueError, match="tgt_lang must say the language of the translation"):
+            ours.translate(["ka lo"])
+
+
+@pytest.mark.parametrize("name", ["mbart", "mbart50"])
+def test_a_tokenizer_that_does_not_hold_its_languages(tmp_path, made, name):
+    """It was loaded as one that is not told languages: sources and targets were without one."""
+    saved_by_transformers(tmp_path, made(name))
+    codes = set(made(name).ours.languages)
+    tokens = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    kept = [token for token in tokens if token["content"] not in codes]
+    assert len(kept) < len(tokens)
+    rewrite(tmp_path / "tokenizer.json", added_tokens=kept)
+    file = tmp_path / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["extra_special_tokens"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="no file says the ids of the languages; let tr"):
+        fm.load(tmp_path)
+    # the way that the message shows
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert set(fm.load(tmp_path).languages) == codes
+
+
+def test_a_tokenizer_of_no_family(tmp_path, made):
+    """What stands around a source is in tokenizer.json, and nothing is known of languages, here as
+    in transformers."""
+    saved_by_transformers(tmp_path, made("mbart50"))
+    rewrite(tmp_path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), fm.load(tmp_path)
+    assert ours.encode_texts(["ka lo"])[0].tolist() == theirs("ka lo").input_ids
+    assert ours.languages == ()
+    with pytest.raises(ValueError, match="tgt_lang is 'de_DE', this model is not told languages"):
+        ours.translate(["ka lo"], tgt_lang="de_DE")
+
+
 def test_codes_of_marian(marian):
     found = marian.translate(["kalo mine"], tgt_lang="fra")
     assert found == marian.translate([">>fra<< kalo mine"])
@@ -567,6 +624,11 @@ def test_wrong_calls_are_named(marian):
         ("translate", TypeError, "batch", lambda: model.translate(["ka"], batch_size=2.5)),
         ("n_best_stream", TypeError, "ba", lambda: model.n_best_stream(["a"], 1, batch_size=2.5)),
         ("generate", TypeError, "batch", lambda: model.generate([[5, 0]], batch_size=2.5)),
+        ("encode_texts", TypeError, "texts must be", lambda: model.encode_texts(None)),
+        ("encode_texts", TypeError, "got one str", lambda: model.encode_texts("ka")),
+        ("encode_texts", TypeError, "must be a str", lambda: model.encode_texts(["ka", 5])),
+        ("encode_texts", ValueError, "text 0 has", lambda: model.encode_texts([long])),
+        ("translate", ValueError, "text 0 has", lambda: model.translate([long])),
         ("stream", TypeError, "no beam_size: it is greedy", lambda: model.stream("a", beam_size=2)),
         ("stream", TypeError, "no setting 'beams'", lambda: model.stream("ka", beams=2)),
         ("stream", ValueError, "text 0 has", lambda: model.stream(long)),
@@ -581,6 +643,65 @@ def test_wrong_calls_are_named(marian):
     ):
         with pytest.raises(error, match=f"^{name}: .*{match}"):
             call()
+
+
+NESTED = [[1], [[2], [3, 4]]]  # NumPy makes no array of its second element
+NO_IDS = {
+    "None": (None, "token_ids must be a list of integer arrays, got NoneType"),
+    "an int": (5, "token_ids must be a list of integer arrays, got int"),
+    "a str": ("ab", "token_ids must be a list of integer arrays, got str"),
+    "a scalar": (np.array(5), r"token_ids must be a list of integer arrays, got one of shape \(\)"),
+    "one source": ([5, 0], r"source 0 must be one-dimensional, got \(\)"),
+    "a list of None": ([None], "source 0 must be integers, got NoneType"),
+    "a source of None": ([[5], [None]], "source 1 must be integers, got NoneType"),
+    "a list of texts": (["ab"], "source 0 must be integers, got str"),
+    "large ints": (
+        [[5, 2**70]],
+        "source 0 must be integers of 64 bits, got 1180591620717411303424",
+    ),
+    "nested lists": (NESTED, "source 1 must be integers, got lists of different lengths"),
+}
+
+
+@pytest.mark.parametrize("thing", NO_IDS)
+@pytest.mark.parametrize("operation", ["generate", "forward"])
+def test_what_is_no_list_of_ids(marian, operation, thing):
+    """Errors were those of Python and NumPy: 'NoneType' object is not iterable, inhomogeneous
+    shape."""
+    junk, message = NO_IDS[thing]
+    with pytest.raises((TypeError, ValueError), match=f"^{operation}: {message}"):
+        getattr(marian.ours, operation)(junk)
+
+
+def test_what_is_no_text_nor_ids(marian):
+    model = marian.ours
+    scalar = np.array("ab")
+    for method in (model.translate, model.translate_stream, lambda t: model.n_best_stream(t, 1)):
+        with pytest.raises(TypeError, match=r"texts must be an iterable of str, got one of shape"):
+            method(scalar)
+    with pytest.raises(TypeError, match=r"^translate: prefix must be a str, or an iterable of one"):
+        model.translate(["ka"], prefix=scalar)
+    for junk in (None, 5, "ab", scalar):
+        with pytest.raises(TypeError, match=r"^score: pairs must be an iterable of \(source, tar"):
+            model.score(junk)
+    with pytest.raises(ValueError, match=r"^score: source 0 must be integers, got lists of diff"):
+        model.score([(NESTED, "ka")])
+    with pytest.raises(ValueError, match=r"^score: target 0 must be integers, got lists of diff"):
+        model.score([("ka", NESTED)])
+    with pytest.raises(ValueError, match=r"^generate: prefix 0 must be integers, got lists of"):
+        model.generate([[5, 0]], prefix=NESTED)
+    for junk, message in (
+        (None, "must be integers, got NoneType"),
+        ("ab", "must be integers, got str"),
+        ([0.5], "must be integers, got float64"),
+        (5, r"must be one-dimensional, got \(\)"),
+        (NESTED, "must be integers, got lists of different lengths"),
+        ([-1], "holds the id -1, outside the vocabulary"),
+        ([2**62], "holds the id 4611686018427387904, outside the vocabulary"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^decode: ids {message}"):
+            model.decode(junk)
+    assert model.decode([]) == ""
 
 
 def test_the_least_length_is_at_most_the_greatest(marian):

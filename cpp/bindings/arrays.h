@@ -156,9 +156,17 @@ inline std::string shape_text(const std::vector<py::ssize_t>& shape) {
 
 // Whether two elements may lie on the same bytes: an axis must step over all that the smaller steps span.
 inline bool overlaps_itself(const py::array& array) {
+  py::ssize_t reach = array.itemsize();
+  bool in_order = true;  // the later the axis the smaller its steps: nothing to sort, which is the rule
+  for (py::ssize_t i = array.ndim() - 1; i >= 0; --i) {
+    if (array.shape(i) == 0) return false;
+    if (array.shape(i) == 1) continue;
+    in_order = in_order && std::abs(array.strides(i)) >= reach;
+    reach += std::abs(array.strides(i)) * (array.shape(i) - 1);
+  }
+  if (in_order) return false;
   std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // |stride|, extent
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
-    if (array.shape(i) == 0) return false;
     if (array.shape(i) > 1) axes.emplace_back(std::abs(array.strides(i)), array.shape(i));
   }
   std::sort(axes.begin(), axes.end());
@@ -271,7 +279,13 @@ inline std::vector<int64_t> index_input(const char* op, const char* name, py::ha
       throw py::type_error(
           concat(op, ": ", name, " must be an integer array or a sequence of ints, got ", type_name(object)));
     }
-    numbers = py::module_::import("numpy").attr("asarray")(object);
+    try {
+      numbers = py::module_::import("numpy").attr("asarray")(object);
+    } catch (py::error_already_set& error) {  // speaks of NumPy's own troubles
+      if (!error.matches(PyExc_ValueError)) throw;
+      throw std::invalid_argument(
+          concat(op, ": ", name, " must be integers, got sequences of different lengths in one another"));
+    }
   }
   const py::array array = py::reinterpret_borrow<py::array>(numbers);
   const char kind = array.dtype().kind();

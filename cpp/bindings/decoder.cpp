@@ -1,7 +1,7 @@
-// Decoding steps for Python.
+// Decoder blocks for Python, over few rows and while they generate.
 #include "fastmha/decoder.h"
 
-#include <memory>
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -14,42 +14,83 @@
 namespace fastmha::python {
 namespace {
 
-// Keys or values that the core writes to: an array of ours, of that many axes.
-MutableView buffer(const char* op, const char* name, py::handle object, int rank) {
-  const py::array array = checked_array(op, name, object);
-  require_float32(op, name, array);
-  FASTMHA_CHECK(array.ndim() == rank && viewable(array) && array.writeable(), op, ": ", name, " must have ",
-                rank, " axes, a contiguous last one, and be writeable, got shape ", shape_text(array));
-  return view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
-}
+// Keys or values of hypotheses, which the core writes to where they lie.
+struct Store {
+  py::array array;
+  MutableView view;
 
-// A block's tuple, which keeps the weights and arrays alive; the list that it is from may change meanwhile.
-struct BlockInput {
-  static constexpr size_t kParts = 18;
-  py::tuple parts;
-  DecoderBlock block;
-  std::optional<NormInput> norms[3];
+  Store(const char* op, const char* name, py::handle object) : array(checked_array(op, name, object)) {
+    require_float32(op, name, array);
+    FASTMHA_CHECK(array.ndim() == 4 && viewable(array) && array.writeable(), op, ": ", name,
+                  " must have 4 axes, a contiguous last one, and be writeable, got shape ",
+                  shape_text(array));
+    FASTMHA_CHECK(!overlaps_itself(array), op, ": ", name,
+                  " must not be a view whose elements share memory (a broadcast)");
+    view = view_of<float>(array, static_cast<float*>(const_cast<void*>(array.data())));
+  }
+};
 
-  BlockInput(const char* op, py::handle object) : parts(block_input(op, object, kParts)) {
-    const PackedLinear** maps[] = {
-        &block.in_proj, &block.out_proj, &block.memory_q_proj, &block.memory_out_proj,
-        &block.linear1, &block.linear2,  &block.gate};
-    size_t at = 0;
-    for (const PackedLinear** map : maps) *map = map_input(op, parts[at++]);
-    for (int i = 0; i < 3; ++i) {
-      norms[i].emplace(op, "norm", parts[at++]);
-      block.norms[i] = norms[i]->norm;
+// Arrays of a call, of which some are written to: those must share memory with no other.
+class Apart {
+ public:
+  // Neither the array nor the name is copied.
+  void written(const char* name, const py::array& array) { add(name, array, true); }
+  void read(const char* name, const py::array& array) { add(name, array, false); }
+
+  void check(const char* op) {
+    std::sort(arrays_.begin(), arrays_.end(),
+              [](const Named& a, const Named& b) { return a.extent.first < b.extent.first; });
+    for (size_t i = 0; i < arrays_.size(); ++i) {
+      const Named& a = arrays_[i];
+      // Behind a's end no array begins that meets it: mostly the next one already.
+      for (size_t j = i + 1; j < arrays_.size() && arrays_[j].extent.first < a.extent.last; ++j) {
+        const Named& b = arrays_[j];
+        FASTMHA_CHECK(!(a.is_written || b.is_written) || !shares_memory(*a.array, *b.array), op, ": ", a.name,
+                      " and ", b.name, " must not share memory; pass arrays of their own");
+      }
     }
-    block.norm_first = flag(op, "norm_first", parts[at++]);
-    block.heads = integer(op, "heads", parts[at++]);
-    block.kv_heads = integer(op, "kv_heads", parts[at++]);
-    if (const py::handle scale = parts[at++]; !scale.is_none()) {
-      block.scale = static_cast<float>(number(op, "scale", scale));
-    }
-    block.key = buffer(op, "key", parts[at++], 4);
-    block.value = buffer(op, "value", parts[at++], 4);
-    block.memory_key = buffer(op, "memory_key", parts[at++], 3);
-    block.memory_value = buffer(op, "memory_value", parts[at++], 3);
+  }
+
+ private:
+  struct Named {
+    const char* name;
+    const py::array* array;
+    Extent extent;
+    bool is_written;
+  };
+  void add(const char* name, const py::array& array, bool is_written) {
+    arrays_.push_back({name, &array, extent_of(array), is_written});
+  }
+  std::vector<Named> arrays_;
+};
+
+struct DecoderBlockInput : BlockInput<DecoderBlock> {
+  DecoderBlockInput(const char* op, py::handle object)
+      : BlockInput(op, object,
+                   {&DecoderBlock::in_proj, &DecoderBlock::out_proj, &DecoderBlock::memory_q_proj,
+                    &DecoderBlock::memory_kv_proj, &DecoderBlock::memory_out_proj, &DecoderBlock::linear1,
+                    &DecoderBlock::linear2, &DecoderBlock::gate}) {}
+};
+
+// With the arrays of its keys and values; those of the memory are only read.
+struct CachedBlockInput : BlockInput<DecoderBlock> {
+  std::optional<Store> key, value;
+  std::optional<Input> memory_key, memory_value;
+
+  CachedBlockInput(const char* op, py::handle object)
+      : BlockInput(op, object,
+                   {&DecoderBlock::in_proj, &DecoderBlock::out_proj, &DecoderBlock::memory_q_proj,
+                    &DecoderBlock::memory_out_proj, &DecoderBlock::linear1, &DecoderBlock::linear2,
+                    &DecoderBlock::gate},
+                   4) {
+    key.emplace(op, "key", next());
+    value.emplace(op, "value", next());
+    memory_key = float_input(op, "memory_key", next(), 3);
+    memory_value = float_input(op, "memory_value", next(), 3);
+    block.key = key->view;
+    block.value = value->view;
+    block.memory_key = memory_key->view;
+    block.memory_value = memory_value->view;
   }
 };
 
@@ -60,18 +101,71 @@ std::vector<int64_t> numbers_of(const char* op, const char* name, py::handle obj
   return numbers;
 }
 
+// (hypotheses, positions) integers, with a column for each position that a hypothesis holds.
+struct Indices {
+  std::vector<int64_t> numbers;
+  int64_t stride;
+
+  Indices(const char* op, const char* name, py::handle object, size_t hypotheses,
+          const std::vector<int64_t>& lengths) {
+    const py::array array = checked_array(op, name, object);
+    const int64_t longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+    FASTMHA_CHECK(array.ndim() == 2 && array.shape(0) == static_cast<py::ssize_t>(hypotheses) &&
+                      array.shape(1) >= longest,
+                  op, ": ", name, " must be (", hypotheses, ", ", longest, " or more), got ",
+                  shape_text(array));
+    stride = array.shape(1);
+    numbers = index_input(op, name, array.attr("reshape")(-1));
+  }
+};
+
+py::object decoder_blocks_py(PyObject* const* arguments) {
+  const char* op = "decoder_blocks";
+  const py::handle blocks = arguments[0], norm = arguments[1], x = arguments[2], memory = arguments[3],
+                   cu_seqlens = arguments[4], cu_seqlens_memory = arguments[5], relative_bias = arguments[6];
+  const Input input = rows_input(op, "x", x), source = rows_input(op, "memory", memory);
+  const BlockList<DecoderBlockInput> given(op, blocks);
+  const NormInput last(op, "norm", norm);
+
+  DecoderBlocksParams params;
+  params.norm = last.norm;
+  std::vector<int64_t> bounds, memory_bounds;
+  params.sequences = sequences_input(op, "x", input.array, "cu_seqlens", cu_seqlens, bounds);
+  const int64_t sources =
+      sequences_input(op, "memory", source.array, "cu_seqlens_memory", cu_seqlens_memory, memory_bounds);
+  FASTMHA_CHECK(sources == params.sequences, op, ": x holds ", params.sequences, " sequences, memory ",
+                sources);
+  if (!cu_seqlens.is_none()) params.cu_seqlens = bounds.data();
+  if (!cu_seqlens_memory.is_none()) params.cu_seqlens_memory = memory_bounds.data();
+  const std::optional<Input> bias = relative_bias_input(op, relative_bias, params);
+  const Output out = float_output(op, py::none(), shape_of(input.array, input.view.shape[1]), {});
+  {
+    // Bounds are copies and everything else is held by this frame: other Python threads may run.
+    py::gil_scoped_release release;
+    decoder_blocks(given.data(), given.size(), input.view, source.view,
+                   rows_view<float>(out.array, static_cast<float*>(const_cast<void*>(out.array.data()))),
+                   params);
+  }
+  return out.array;
+}
+
 py::object decoder_step_py(PyObject* const* arguments) {
   const char* op = "decoder_step";
   const py::handle blocks = arguments[0], norm = arguments[1], x = arguments[2], beam_size = arguments[3],
                    slots = arguments[4], lengths = arguments[5], new_lengths = arguments[6],
-                   memory_starts = arguments[7], memory_lengths = arguments[8], relative_bias = arguments[9];
+                   position_slots = arguments[7], memory_starts = arguments[8], memory_lengths = arguments[9],
+                   relative_bias = arguments[10];
   const Input input = rows_input(op, "x", x);
-  std::vector<std::unique_ptr<BlockInput>> inputs;
-  std::vector<DecoderBlock> given;
-  for (const py::handle block : list_input(op, "blocks", blocks)) {
-    inputs.push_back(std::make_unique<BlockInput>(op, block));
-    given.push_back(inputs.back()->block);
+  const BlockList<CachedBlockInput> given(op, blocks);
+  Apart arrays;
+  arrays.read("x", input.array);
+  for (const CachedBlockInput& block : given.read()) {
+    arrays.written("key", block.key->array);
+    arrays.written("value", block.value->array);
+    arrays.read("memory_key", block.memory_key->array);
+    arrays.read("memory_value", block.memory_value->array);
   }
+  arrays.check(op);
   const NormInput last(op, "norm", norm);
 
   DecoderStepParams params;
@@ -88,49 +182,34 @@ py::object decoder_step_py(PyObject* const* arguments) {
   const auto held = numbers_of(op, "lengths", lengths, hypotheses);
   std::vector<int64_t> added;
   if (!new_lengths.is_none()) added = numbers_of(op, "new_lengths", new_lengths, hypotheses);
+  std::optional<Indices> earlier;
+  if (!position_slots.is_none()) {
+    earlier.emplace(op, "position_slots", position_slots, hypotheses, held);
+    params.position_slots = earlier->numbers.data();
+    params.position_slots_stride = earlier->stride;
+  }
   params.slots = slot_numbers.data();
   params.lengths = held.data();
   params.new_lengths = new_lengths.is_none() ? nullptr : added.data();
   params.memory_starts = starts.data();
   params.memory_lengths = source_lengths.data();
-  std::optional<Input> bias;
-  if (!relative_bias.is_none()) {
-    bias = float_input(op, "relative_bias", relative_bias, 2);
-    params.relative_bias = bias->view;
-  }
+  const std::optional<Input> bias = relative_bias_input(op, relative_bias, params);
   const Output out = float_output(op, py::none(), shape_of(input.array, input.view.shape[1]), {});
   {
     // Numbers are copies and everything else is held by this frame: other Python threads may run.
     py::gil_scoped_release release;
-    decoder_step(given.data(), static_cast<int64_t>(given.size()), input.view,
+    decoder_step(given.data(), given.size(), input.view,
                  rows_view<float>(out.array, static_cast<float*>(const_cast<void*>(out.array.data()))),
                  params);
   }
   return out.array;
 }
 
-void copy_slots_py(const py::list& key_list, const py::list& value_list, py::handle from, py::handle to,
-                   py::handle lengths) {
-  const char* op = "copy_slots";
-  const py::tuple keys(key_list), values(value_list);  // hold the arrays, as the lists may change meanwhile
-  std::vector<MutableView> key_views, value_views;
-  for (const py::handle key : keys) key_views.push_back(buffer(op, "key", key, 4));
-  for (const py::handle value : values) value_views.push_back(buffer(op, "value", value, 4));
-  FASTMHA_CHECK(key_views.size() == value_views.size(), op, ": as many keys as values are needed");
-  const std::vector<int64_t> sources = index_input(op, "from", from);
-  const auto targets = numbers_of(op, "to", to, sources.size());
-  const auto counts = numbers_of(op, "lengths", lengths, sources.size());
-  // As above.
-  py::gil_scoped_release release;
-  copy_slots(key_views.data(), value_views.data(), static_cast<int64_t>(key_views.size()), sources.data(),
-             targets.data(), counts.data(), static_cast<int64_t>(sources.size()));
-}
-
 }  // namespace
 
 void bind_decoder(py::module_& module) {
-  bind_fast<10, decoder_step_py>(module, "decoder_step");
-  module.def("copy_slots", &copy_slots_py);
+  bind_fast<7, decoder_blocks_py>(module, "decoder_blocks");
+  bind_fast<11, decoder_step_py>(module, "decoder_step");
 }
 
 }  // namespace fastmha::python

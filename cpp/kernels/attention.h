@@ -64,8 +64,19 @@ struct AttentionHead {
 // A group of query heads that share one key/value head, one query each. Only query, out, slope, mask, weights and
 // lse differ from head to head.
 struct DecodeGroup {
+  // So many slots behind those of the keys must be slots, too: what is fetched ahead of its use may pass the end.
+  static constexpr int kSlotsBehind = 64;
+
   const AttentionHead* heads = nullptr;
   int64_t count = 0;
+  // Where rows lie that are not just one stride apart: key j at key + slots[j] * key_slot + j * key_stride, its value
+  // likewise. Null: all in one piece.
+  const int64_t* slots = nullptr;
+  int64_t key_slot = 0, value_slot = 0;
+  // A hint that changes no result: the first of keys and values that are read later, with their slots if there are
+  // any, to be fetched when what comes next is fetched already. Null: what lies behind its own.
+  const float *later_key = nullptr, *later_value = nullptr;
+  const int64_t* later_slots = nullptr;
 };
 
 // Heads of short sequences that share everything but where they lie: the pointers of `shared` are not used (weights

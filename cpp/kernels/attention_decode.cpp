@@ -40,11 +40,27 @@ size_t decode_scratch(int64_t heads, int64_t head_dim) {
   return static_cast<size_t>(heads * (kSplit + padded_to_line(head_dim)) + kSplit);
 }
 
-struct Rows {
+struct EvenRows {
   const float* first;
   int64_t stride;
   FASTMHA_INLINE const float* at(int64_t row) const { return first + row * stride; }
-  FASTMHA_INLINE Rows from(int64_t row) const { return {at(row), stride}; }
+  FASTMHA_INLINE EvenRows from(int64_t row) const { return {at(row), stride}; }
+  FASTMHA_INLINE EvenRows features_from(int64_t d) const { return {first + d, stride}; }
+};
+
+// Each in a slot of its own: see DecodeGroup.
+struct SlotRows {
+  const float* first;
+  int64_t stride;
+  const int64_t* slots;
+  int64_t slot_stride;
+  FASTMHA_INLINE const float* at(int64_t row) const {
+    return first + slots[row] * slot_stride + row * stride;
+  }
+  FASTMHA_INLINE SlotRows from(int64_t row) const {
+    return {first + row * stride, stride, slots + row, slot_stride};
+  }
+  FASTMHA_INLINE SlotRows features_from(int64_t d) const { return {first + d, stride, slots, slot_stride}; }
 };
 
 // Loaded once. What two heads use, GCC reads twice, as an operand of either multiplication: a group of 4 on AVX2, 128
@@ -72,7 +88,7 @@ FASTMHA_INLINE int64_t rows_ahead(int64_t heads, int64_t size) {
 }
 
 // score[r] = scale * (query . row r) for kLanes rows, one after the other.
-template <bool Prefetch>
+template <bool Prefetch, class Rows>
 FASTMHA_NOINLINE void dot_rows(const float* query, Rows keys, int64_t size, Rows next, float scale,
                                float* score) {
   Vec acc[kLanes];
@@ -97,7 +113,7 @@ FASTMHA_NOINLINE void dot_rows(const float* query, Rows keys, int64_t size, Rows
 
 // score[h * kSplit + r] = scale * (query h . row r) for Heads heads and kLanes / Heads rows. queries lie
 // query_stride apart. Rows past `rows` are taken to be the last one.
-template <int Heads, bool Full, bool Prefetch>
+template <int Heads, bool Full, bool Prefetch, class Rows>
 FASTMHA_NOINLINE void dot_tile(const float* queries, int64_t query_stride, Rows keys, int rows, int64_t size,
                                Rows next, float scale, float* score) {
   constexpr int kRows = kLanes / Heads;
@@ -111,7 +127,7 @@ FASTMHA_NOINLINE void dot_tile(const float* queries, int64_t query_stride, Rows 
   for (; d + kLine <= size; d += kLine) {
     if (Prefetch) {
       FASTMHA_UNROLL
-      for (int r = 0; r < kRows; ++r) prefetch(next.at(r) + d);
+      for (int r = 0; r < kRows; ++r) prefetch(next.at(Full || r < rows ? r : rows - 1) + d);
     }
     FASTMHA_UNROLL
     for (int v = 0; v < kLine; v += kLanes) {
@@ -161,24 +177,26 @@ FASTMHA_INLINE bool key_visible(const AttentionHead& head, int64_t j) {
 
 // Heads heads' scores of a block of rows. `next` are the rows to ask for meanwhile, if this is the first to read the
 // block.
-template <int Heads>
+template <int Heads, class Rows>
 void dot_block(const float* queries, int64_t query_stride, Rows keys, int rows, int64_t size, Rows next,
                bool first, float scale, float* score) {
   constexpr int kRows = kLanes / Heads;
   for (int row = 0; row < rows; row += kRows) {
-    if (Heads == 1 && rows - row >= kRows && row_by_row(size)) {
-      const auto tile = first ? dot_rows<true> : dot_rows<false>;
+    const bool full = rows - row >= kRows;
+    if (Heads == 1 && full && row_by_row(size)) {
+      const auto tile = first ? dot_rows<true, Rows> : dot_rows<false, Rows>;
       tile(queries, keys.from(row), size, next.from(row), scale, score + row);
       continue;
     }
-    const auto tile = rows - row < kRows ? dot_tile<Heads, false, false>
-                      : first            ? dot_tile<Heads, true, true>
-                                         : dot_tile<Heads, true, false>;
+    const auto tile = first
+                          ? (full ? dot_tile<Heads, true, true, Rows> : dot_tile<Heads, false, true, Rows>)
+                          : (full ? dot_tile<Heads, true, false, Rows> : dot_tile<Heads, false, false, Rows>);
     tile(queries, query_stride, keys.from(row), rows - row, size, next.from(row), scale, score + row);
   }
 }
 
 // All heads' scores of `count` keys; `after` is what will be read next.
+template <class Rows>
 void dots(const float* queries, int64_t query_stride, int64_t heads, Rows keys, int64_t count, int64_t size,
           Rows after, float scale, float* score) {
   constexpr int kMost = kLanes / 4, kHalf = kMost >= 4 ? 2 : 1;  // heads that share a row's load
@@ -190,7 +208,9 @@ void dots(const float* queries, int64_t query_stride, int64_t heads, Rows keys, 
     const Rows next = at + ahead < count ? keys.from(at + ahead) : after.from(at + ahead - count);
     for (int64_t h = 0; h < heads;) {
       const int64_t left = heads - h;
-      const auto some = left >= kMost ? dot_block<kMost> : left >= kHalf ? dot_block<kHalf> : dot_block<1>;
+      const auto some = left >= kMost   ? dot_block<kMost, Rows>
+                        : left >= kHalf ? dot_block<kHalf, Rows>
+                                        : dot_block<1, Rows>;
       some(queries + h * query_stride, query_stride, block, rows, size, next, h == 0, scale,
            score + h * kSplit + at);
       h += left >= kMost ? kMost : left >= kHalf ? kHalf : 1;
@@ -258,7 +278,7 @@ void decode_softmax(float* score, int64_t keys, float* max_out, float* sum_out) 
 
 // out[h * out_stride + d] += sum over keys of weights[h * kSplit + key] * V[key][d] for Heads heads and Vecs
 // registers of d (the last one `width` wide). Hidden keys are stepped over. `next` are rows that will be read soon.
-template <int Heads, int Vecs, bool Masked, bool Prefetch>
+template <int Heads, int Vecs, bool Masked, bool Prefetch, class Rows>
 FASTMHA_NOINLINE void value_tile(Rows values, int64_t keys, int width, Rows next, const float* weights,
                                  const uint8_t* visible, float* out, int64_t out_stride) {
   const auto load = [width](const float* p, int v) {
@@ -301,15 +321,16 @@ FASTMHA_NOINLINE void value_tile(Rows values, int64_t keys, int width, Rows next
 }
 
 // Features [d, size) of Heads heads, Vecs registers at a time; returns the first feature that is left.
-template <int Heads, int Vecs, bool Masked>
+template <int Heads, int Vecs, bool Masked, class Rows>
 FASTMHA_INLINE int64_t value_tiles(int64_t d, int64_t size, Rows values, int64_t keys, Rows next, bool first,
                                    const float* weights, const uint8_t* visible, float* out,
                                    int64_t out_stride) {
-  const auto tile = first ? value_tile<Heads, Vecs, Masked, true> : value_tile<Heads, Vecs, Masked, false>;
+  const auto tile =
+      first ? value_tile<Heads, Vecs, Masked, true, Rows> : value_tile<Heads, Vecs, Masked, false, Rows>;
   for (int64_t width; d < size && (size - d >= Vecs * kLanes || Vecs == 1); d += Vecs * width) {
     width = smaller(kLanes, size - d);
-    tile({values.first + d, values.stride}, keys, static_cast<int>(width), {next.first + d, next.stride},
-         weights, visible, out + d, out_stride);
+    tile(values.features_from(d), keys, static_cast<int>(width), next.features_from(d), weights, visible,
+         out + d, out_stride);
   }
   return d;
 }
@@ -322,7 +343,7 @@ constexpr int kValueVecs = Heads == 1                            ? 8
                                                                  : 4;
 
 // Heads heads' sums over a block of rows; `next` and `first` as in dot_block.
-template <int Heads, bool Masked>
+template <int Heads, bool Masked, class Rows>
 void value_block(int64_t size, Rows values, int64_t keys, Rows next, bool first, const float* weights,
                  const uint8_t* visible, float* out, int64_t stride) {
   constexpr int kMost = kValueVecs<Heads>;
@@ -334,7 +355,7 @@ void value_block(int64_t size, Rows values, int64_t keys, Rows next, bool first,
 }
 
 // All heads' sums over `keys` rows; `after` is what will be read next. What is masked is done head by head.
-template <bool Masked>
+template <bool Masked, class Rows>
 void outputs(int64_t heads, Rows values, int64_t keys, int64_t size, Rows after, const float* weights,
              const uint8_t* visible, float* out, int64_t stride) {
   // Heads that share a row's load.
@@ -342,16 +363,16 @@ void outputs(int64_t heads, Rows values, int64_t keys, int64_t size, Rows after,
   const bool one_tile =
       heads == 1 ? size <= kValueVecs<1> * kLanes : heads <= kMost && size <= kValueVecs<kMost> * kLanes;
   const int64_t block_rows = larger(kBlock, kValueBlock / larger(1, size));
-  const int64_t ahead = rows_ahead(heads, size);
+  const int64_t ahead = smaller(rows_ahead(heads, size), keys);
   for (int64_t at = 0, rows; at < keys; at += rows) {
     const int64_t left = keys - at;
     rows = smaller(left, one_tile ? larger(ahead, left - ahead) : block_rows);
     const Rows next = left > ahead ? values.from(at + ahead) : after.from(ahead - left);
     for (int64_t h = 0; h < heads;) {
       const int64_t heads_left = heads - h;
-      const auto some = heads_left >= kMost   ? value_block<kMost, Masked>
-                        : heads_left >= kHalf ? value_block<kHalf, Masked>
-                                              : value_block<1, Masked>;
+      const auto some = heads_left >= kMost   ? value_block<kMost, Masked, Rows>
+                        : heads_left >= kHalf ? value_block<kHalf, Masked, Rows>
+                                              : value_block<1, Masked, Rows>;
       some(size, values.from(at), rows, next, h == 0, weights + h * kSplit + at,
            Masked ? visible + at : nullptr, out + h * stride, stride);
       h += heads_left >= kMost ? kMost : heads_left >= kHalf ? kHalf : 1;
@@ -359,7 +380,10 @@ void outputs(int64_t heads, Rows values, int64_t keys, int64_t size, Rows after,
   }
 }
 
-void decode(const DecodeGroup& group, int64_t index, float* state, float* scratch) {
+// Keys [low, low + keys) of all heads; `later` is what will be read when they are done.
+template <class Rows>
+void decode_keys(const DecodeGroup& group, int64_t low, int64_t keys, Rows key_rows, Rows value_rows,
+                 Rows later_keys, Rows later_values, float* state, float* scratch) {
   const AttentionHead& head = group.heads[0];
   const int64_t heads = group.count, state_stride = kStateHeader + head.value_dim;
   const int64_t query_stride = padded_to_line(head.head_dim);
@@ -368,6 +392,35 @@ void decode(const DecodeGroup& group, int64_t index, float* state, float* scratc
   auto* visible = reinterpret_cast<uint8_t*>(score + heads * kSplit);
 
   for (int64_t h = 0; h < heads; ++h) {
+    __builtin_memcpy(queries + h * query_stride, group.heads[h].query,
+                     static_cast<size_t>(head.head_dim) * sizeof(float));
+  }
+  dots(queries, query_stride, heads, key_rows, keys, head.head_dim, later_values, head.scale, score);
+  for (int64_t h = 0; h < heads; ++h) {
+    float* header = state + h * state_stride;
+    finish_scores(group.heads[h], low, keys, score + h * kSplit);
+    if (group.heads[h].weights != nullptr) {
+      __builtin_memcpy(group.heads[h].weights + low, score + h * kSplit,
+                       static_cast<size_t>(keys) * sizeof(float));
+    }
+    decode_softmax(score + h * kSplit, keys, &header[0], &header[1]);
+  }
+  float* out = state + kStateHeader;
+  if (head.mask_kind == MaskKind::kNone) {
+    outputs<false>(heads, value_rows, keys, head.value_dim, later_keys, score, nullptr, out, state_stride);
+    return;
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    for (int64_t j = 0; j < keys; ++j) visible[j] = key_visible(group.heads[h], low + j);
+    outputs<true>(1, value_rows, keys, head.value_dim, later_keys, score + h * kSplit, visible,
+                  out + h * state_stride, state_stride);
+  }
+}
+
+void decode(const DecodeGroup& group, int64_t index, float* state, float* scratch) {
+  const AttentionHead& head = group.heads[0];
+  const int64_t state_stride = kStateHeader + head.value_dim;
+  for (int64_t h = 0; h < group.count; ++h) {
     float* header = state + h * state_stride;
     header[0] = -kInfinity;
     header[1] = 0.0f;
@@ -378,32 +431,28 @@ void decode(const DecodeGroup& group, int64_t index, float* state, float* scratc
   const int64_t keys = high - low;
   if (keys <= 0) return;
 
-  for (int64_t h = 0; h < heads; ++h) {
-    __builtin_memcpy(queries + h * query_stride, group.heads[h].query,
-                     static_cast<size_t>(head.head_dim) * sizeof(float));
-  }
-  const Rows key_rows = Rows{head.key, head.key_stride}.from(low);
-  const Rows value_rows = Rows{head.value, head.value_stride}.from(low);
-  dots(queries, query_stride, heads, key_rows, keys, head.head_dim, value_rows, head.scale, score);
-  for (int64_t h = 0; h < heads; ++h) {
-    float* header = state + h * state_stride;
-    finish_scores(group.heads[h], low, keys, score + h * kSplit);
-    if (group.heads[h].weights != nullptr) {
-      __builtin_memcpy(group.heads[h].weights + low, score + h * kSplit,
-                       static_cast<size_t>(keys) * sizeof(float));
-    }
-    decode_softmax(score + h * kSplit, keys, &header[0], &header[1]);
-  }
-  const Rows after = key_rows.from(keys);
-  float* out = state + kStateHeader;
-  if (head.mask_kind == MaskKind::kNone) {
-    outputs<false>(heads, value_rows, keys, head.value_dim, after, score, nullptr, out, state_stride);
-    return;
-  }
-  for (int64_t h = 0; h < heads; ++h) {
-    for (int64_t j = 0; j < keys; ++j) visible[j] = key_visible(group.heads[h], low + j);
-    outputs<true>(1, value_rows, keys, head.value_dim, after, score + h * kSplit, visible,
-                  out + h * state_stride, state_stride);
+  // Few keys take less time than it takes to fetch as many: those of a later group are asked for. Else a group asks for
+  // its own values, and where it ends for what comes then.
+  const bool last = group.later_key != nullptr && high == head.kv_len,
+             few = last && keys <= rows_ahead(group.count, head.head_dim);
+  if (group.slots == nullptr) {
+    const EvenRows key_rows = EvenRows{head.key, head.key_stride}.from(low);
+    const EvenRows value_rows = EvenRows{head.value, head.value_stride}.from(low);
+    decode_keys(group, low, keys, key_rows, value_rows,
+                last ? EvenRows{group.later_key, head.key_stride} : key_rows.from(keys),
+                few ? EvenRows{group.later_value, head.value_stride} : value_rows, state, scratch);
+  } else {
+    const auto rows = [&](const float* first, int64_t stride, const int64_t* slots, int64_t slot_stride) {
+      return SlotRows{first, stride, slots, slot_stride};
+    };
+    const SlotRows key_rows = rows(head.key, head.key_stride, group.slots, group.key_slot).from(low);
+    const SlotRows value_rows = rows(head.value, head.value_stride, group.slots, group.value_slot).from(low);
+    decode_keys(
+        group, low, keys, key_rows, value_rows,
+        last ? rows(group.later_key, head.key_stride, group.later_slots, group.key_slot)
+             : key_rows.from(keys),
+        few ? rows(group.later_value, head.value_stride, group.later_slots, group.value_slot) : value_rows,
+        state, scratch);
   }
 }
 

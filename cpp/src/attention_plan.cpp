@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.h"
+#include "sizes.h"
 
 namespace fastmha {
 namespace {
@@ -264,8 +265,7 @@ void share_relative_bias(const AttentionPlan& from, AttentionPlan& plan) {
 }
 
 size_t relative_rows(int64_t heads, int64_t reach, int bq) {
-  const int64_t floats = heads * (2 * reach + 1 + 2 * bq);
-  return static_cast<size_t>((floats + 15) / 16 * 16);  // what lies behind begins a cache line
+  return static_cast<size_t>(line_floats(heads * (2 * reach + 1 + 2 * bq)));
 }
 
 size_t relative_rows(const AttentionPlan& plan, int bq) {

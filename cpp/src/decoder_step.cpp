@@ -7,11 +7,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "attention_plan.h"
+#include "block_maps.h"
 #include "isa.h"
-#include "packed_weight.h"
 #include "parallel.h"
 #include "rows.h"
 #include "sizes.h"
@@ -23,9 +24,9 @@ namespace fastmha {
 namespace {
 
 const char* const kOp = "decoder_step";
+// What so many heads later will read is fetched while one is computed.
+constexpr int64_t kTasksAhead = 2;
 const char* const kNormNames[] = {"norms[0]", "norms[1]", "norms[2]"};
-
-int64_t line_floats(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 // ---- a call ------------------------------------------------------------------------------------------------
 
@@ -44,22 +45,12 @@ struct Call {
   int64_t new_length(int64_t hypothesis) const {
     return params.new_lengths == nullptr ? length() : params.new_lengths[hypothesis];
   }
-};
-
-// The maps of a block, in the order in which they are used.
-enum MapName { kIn, kOut, kMemoryQ, kMemoryOut, kLinear1, kLinear2, kMaps };
-
-struct Maps {
-  LinearLayer at[kMaps];
-  LinearLayer gate;  // linear1 where there is none
-
-  explicit Maps(const DecoderBlock& block)
-      : at{held_by(*block.in_proj),         held_by(*block.out_proj), held_by(*block.memory_q_proj),
-           held_by(*block.memory_out_proj), held_by(*block.linear1),  held_by(*block.linear2)},
-        gate(held_by(block.gate == nullptr ? *block.linear1 : *block.gate)) {}
-
-  int64_t in(MapName name) const { return at[name].weight.in_features(); }
-  int64_t out(MapName name) const { return at[name].weight.out_features(); }
+  // Positions that the hypotheses have after the call, the most of all.
+  int64_t longest() const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < hypotheses(); ++i) most = std::max(most, params.lengths[i] + new_length(i));
+    return most;
+  }
 };
 
 // ---- scratch -----------------------------------------------------------------------------------------------
@@ -70,6 +61,7 @@ struct Scratch {
   TeamRows::Strides strides;
   int64_t projected = 0, attended = 0;
   int64_t attend = 0;    // of a thread, for a head or a group
+  int64_t gathered = 0;  // of a thread, keys (or values) of a head in one piece, for several positions of x
   int64_t relative = 0;  // rows of a relative bias for panels of queries
 
   explicit Scratch(const Call& call) {
@@ -77,12 +69,15 @@ struct Scratch {
     strides.stream = call.features();
     for (int64_t i = 0; i < call.count; ++i) {
       const DecoderBlock& block = call.blocks[i];
-      const Maps maps(block);
+      const BlockMaps maps(block);
       projected = std::max({projected, maps.out(kIn), maps.out(kMemoryQ)});
       attended = std::max({attended, maps.in(kOut), maps.in(kMemoryOut)});
       strides.hidden = std::max(strides.hidden, maps.out(kLinear1));
       if (block.gate != nullptr) strides.gate = std::max(strides.gate, maps.out(kLinear1));
       const int64_t group = block.heads / block.kv_heads * call.params.beam_size;
+      if (call.params.position_slots != nullptr && call.length() > 1) {
+        gathered = std::max(gathered, line_floats(call.longest() * (maps.in(kOut) / block.heads)));
+      }
       for (const int64_t dim : {maps.in(kOut) / block.heads, maps.in(kMemoryOut) / block.heads}) {
         attend = std::max(attend, call.length() == 1 ? decode_floats(group, dim)
                                                      : static_cast<int64_t>(isa.panel->scratch(dim, dim)));
@@ -97,6 +92,8 @@ struct Scratch {
     attend = line_floats(attend);
   }
 
+  int64_t own_floats() const { return attend + 2 * gathered; }
+
   static int64_t head_floats(int64_t heads) {
     return line_floats(heads * static_cast<int64_t>(sizeof(AttentionHead) / sizeof(float) + 1));
   }
@@ -106,7 +103,9 @@ struct Scratch {
            static_cast<int64_t>(active_isa().decode->scratch(heads, dim));
   }
   int64_t row_floats() const { return strides.row_floats() + projected + attended; }
-  size_t thread_bytes() const { return static_cast<size_t>(attend + strides.own_floats()) * sizeof(float); }
+  size_t thread_bytes() const {
+    return static_cast<size_t>(own_floats() + strides.own_floats()) * sizeof(float);
+  }
   size_t shared_bytes(int64_t rows) const {
     return static_cast<size_t>(rows * row_floats() + relative) * sizeof(float);
   }
@@ -117,7 +116,7 @@ struct Scratch {
 // A block, and how its steps are shared out.
 struct Block {
   const DecoderBlock& given;
-  Maps maps;
+  BlockMaps maps;
   LinearPlan plans[kMaps];
   AttentionPlan self, memory;
 };
@@ -137,15 +136,33 @@ class Run {
               const ConstView& residual) const {
     at_.linear(team, block.maps.at[name], block.plans[name], x, out, residual);
   }
+  // A head of a hypothesis's keys and values: where they begin, and the slots of its positions, or null.
+  struct Keys {
+    const float *key, *value;
+    const int64_t* slots;
+  };
+  // The hypotheses of a source come one after the other to the same head: they share most of its rows.
+  int64_t hypothesis_of(int64_t task, int64_t kv_heads) const {
+    const int64_t beams = call_.params.beam_size;
+    return task / (beams * kv_heads) * beams + task % beams;
+  }
+  int64_t kv_head_of(int64_t task, int64_t kv_heads) const {
+    return task / call_.params.beam_size % kv_heads;
+  }
+
+  void find_slots(int64_t behind);
+  Keys keys_of(const Block& block, int64_t hypothesis, int64_t kv_head) const;
   void append(const Block& block, int64_t hypothesis, int64_t kv_head, int64_t count) const;
-  void attend_self(const Block& block, int64_t hypothesis, int64_t kv_head, float* scratch) const;
-  void attend_memory(const Block& block, int64_t source, int64_t kv_head, float* scratch) const;
+  void expect_append(const Block& block, int64_t hypothesis, int64_t kv_head) const;
+  void gather(const Block& block, const Keys& keys, float* to, AttentionHead& head) const;
+  void attend_self(const Block& block, int64_t task, float* scratch) const;
+  void attend_memory(const Block& block, int64_t task, float* scratch) const;
   void finish(Team& team, const ConstView& x) const;
 
-  MutableView projected(MapName name, const Maps& maps) const {
+  MutableView projected(MapName name, const BlockMaps& maps) const {
     return {projected_, {rows_, maps.out(name)}, {sizes_.projected, 1}};
   }
-  MutableView attended(MapName name, const Maps& maps) const {
+  MutableView attended(MapName name, const BlockMaps& maps) const {
     return {attended_, {rows_, maps.in(name)}, {sizes_.attended, 1}};
   }
 
@@ -157,6 +174,8 @@ class Run {
   TeamRows at_;
   const int64_t *slots_, *lengths_, *memory_starts_, *memory_lengths_;
   std::vector<int64_t> key_lengths_;
+  std::vector<int64_t> key_slots_;  // of all positions, where they may lie in several slots
+  int64_t key_slots_stride_ = 0;
   float *projected_, *attended_;
   std::vector<Block> blocks_;
 };
@@ -171,7 +190,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
       length_(call.length()),
       rows_(hypotheses_ * length_),
       free_(scratch.shared()),
-      at_(rows_, call.features(), sizes.strides, scratch, sizes.attend, free_),
+      at_(rows_, call.features(), sizes.strides, scratch, sizes.own_floats(), free_),
       slots_(call.params.slots + first_hypothesis_),
       lengths_(call.params.lengths + first_hypothesis_),
       memory_starts_(call.params.memory_starts + first),
@@ -180,6 +199,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
   for (int64_t i = 0; i < hypotheses_; ++i) {
     key_lengths_[i] = lengths_[i] + call.new_length(first_hypothesis_ + i);
   }
+  if (call.params.position_slots != nullptr) find_slots(DecodeGroup::kSlotsBehind);
   projected_ = free_;
   attended_ = projected_ + rows_ * sizes.projected;
   free_ = attended_ + rows_ * sizes.attended;
@@ -187,7 +207,7 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
   size_t bytes = 0;
   blocks_.reserve(static_cast<size_t>(call.count));
   for (int64_t i = 0; i < call.count; ++i) {
-    blocks_.push_back({call.blocks[i], Maps(call.blocks[i]), {}, {}, {}});
+    blocks_.push_back({call.blocks[i], BlockMaps(call.blocks[i]), {}, {}, {}});
     Block& block = blocks_.back();
     for (int name = 0; name < kMaps; ++name) {
       const auto map = static_cast<MapName>(name);
@@ -195,14 +215,26 @@ Run::Run(const Call& call, const Scratch& sizes, const Workspace& scratch, int t
                          blocks_[i - 1].maps.out(map) == block.maps.out(map);
       block.plans[name] = alike ? blocks_[i - 1].plans[name] : at_.plan(block.maps.at[map], threads);
     }
-    for (const LinearLayer& map : block.maps.at) bytes += map.weight.nbytes();
-    if (block.given.gate != nullptr) bytes += block.maps.gate.weight.nbytes();
+    block.maps.each(block.given, [&](const LinearLayer& map) { bytes += map.weight.nbytes(); });
     block.self = plan_self(block);
     block.memory = plan_memory(block);
     share_relative_bias(i == 0 ? call.biased : blocks_[0].self, block.self);
     if (i == 0 && sizes.relative != 0) set_relative_rows(block.self, active_isa().panel->bq, free_);
   }
   at_.pass_weights(bytes);
+}
+
+// The slots of all positions, the new ones included, and of as many that are not there `behind` them.
+void Run::find_slots(int64_t behind) {
+  const DecoderStepParams& params = call_.params;
+  key_slots_stride_ = behind + *std::max_element(key_lengths_.begin(), key_lengths_.end());
+  key_slots_.resize(static_cast<size_t>(hypotheses_ * key_slots_stride_));
+  for (int64_t i = 0; i < hypotheses_; ++i) {
+    const int64_t* held = params.position_slots + (first_hypothesis_ + i) * params.position_slots_stride;
+    const auto row = key_slots_.begin() + i * key_slots_stride_;
+    std::copy_n(held, lengths_[i], row);
+    std::fill(row + lengths_[i], row + key_slots_stride_, slots_[i]);
+  }
 }
 
 // Where the heads lie in projected rows. Keys and values begin at those of slot 0; attend_self goes on from there.
@@ -255,15 +287,13 @@ void Run::steps(Team& team) const {
     x = at_.around(
         team, given.norms[0], given.norm_first, x, [&](const ConstView& input, const ConstView& residual) {
           linear(team, block, kIn, input, projected(kIn, block.maps), {});
-          team.each(hypotheses_ * kv_heads,
-                    [&](int64_t task) { attend_self(block, task / kv_heads, task % kv_heads, scratch); });
+          team.each(hypotheses_ * kv_heads, [&](int64_t task) { attend_self(block, task, scratch); });
           linear(team, block, kOut, attended(kOut, block.maps), at_.stream(), residual);
         });
     x = at_.around(
         team, given.norms[1], given.norm_first, x, [&](const ConstView& input, const ConstView& residual) {
           linear(team, block, kMemoryQ, input, projected(kMemoryQ, block.maps), {});
-          team.each(sources * kv_heads,
-                    [&](int64_t task) { attend_memory(block, task / kv_heads, task % kv_heads, scratch); });
+          team.each(sources * kv_heads, [&](int64_t task) { attend_memory(block, task, scratch); });
           linear(team, block, kMemoryOut, attended(kMemoryOut, block.maps), at_.stream(), residual);
         });
     x = at_.around(team, given.norms[2], given.norm_first, x,
@@ -296,20 +326,29 @@ void Run::append(const Block& block, int64_t hypothesis, int64_t kv_head, int64_
   copy(block.given.value, value);
 }
 
-// All keys of a group of heads with one query each, piece after piece as run_decode merges them.
-void decode(const AttentionHead* heads, int64_t count, float* scratch) {
-  const DecodeKernels& kernels = *active_isa().decode;
-  const int64_t dim = heads[0].value_dim, stride = 2 + dim;
-  float* const total = scratch;
-  float* const piece = total + line_floats(count * stride);
-  float* const rest = piece + line_floats(count * stride);
-  const int64_t pieces = ceil_div(heads[0].kv_len, kernels.split);
-  kernels.piece({heads, count}, 0, total, rest);
-  for (int64_t index = 1; index < pieces; ++index) {
-    kernels.piece({heads, count}, index, piece, rest);
-    for (int64_t h = 0; h < count; ++h) kernels.merge(total + h * stride, piece + h * stride, dim);
+// Asks for the memory that `append` will write to: it was written to last when the step before that passed.
+void Run::expect_append(const Block& block, int64_t hypothesis, int64_t kv_head) const {
+  for (const MutableView* half : {&block.given.key, &block.given.value}) {
+    const float* to = half->data + slots_[hypothesis] * half->strides[0] + kv_head * half->strides[1] +
+                      lengths_[hypothesis] * half->strides[2];
+    for (int64_t d = 0; d < block.self.shared.head_dim; d += kLineFloats) __builtin_prefetch(to + d, 1);
   }
-  for (int64_t h = 0; h < count; ++h) kernels.finish(heads[h], total + h * stride);
+}
+
+// All keys of a group with one query each, piece after piece as run_decode merges them.
+void decode(const DecodeGroup& group, float* scratch) {
+  const DecodeKernels& kernels = *active_isa().decode;
+  const int64_t dim = group.heads[0].value_dim, stride = 2 + dim;
+  float* const total = scratch;
+  float* const piece = total + line_floats(group.count * stride);
+  float* const rest = piece + line_floats(group.count * stride);
+  const int64_t pieces = ceil_div(group.heads[0].kv_len, kernels.split);
+  kernels.piece(group, 0, total, rest);
+  for (int64_t index = 1; index < pieces; ++index) {
+    kernels.piece(group, index, piece, rest);
+    for (int64_t h = 0; h < group.count; ++h) kernels.merge(total + h * stride, piece + h * stride, dim);
+  }
+  for (int64_t h = 0; h < group.count; ++h) kernels.finish(group.heads[h], total + h * stride);
 }
 
 void attend_panels(const AttentionHead& head, float* scratch) {
@@ -317,34 +356,75 @@ void attend_panels(const AttentionHead& head, float* scratch) {
   for (int64_t first = 0; first < head.q_len; first += kernels.bq) kernels.run(head, first, scratch);
 }
 
-// The heads that share a head of keys, over all positions of their hypothesis; its new ones are appended first.
-void Run::attend_self(const Block& block, int64_t hypothesis, int64_t kv_head, float* scratch) const {
+Run::Keys Run::keys_of(const Block& block, int64_t hypothesis, int64_t kv_head) const {
+  const MutableView &key = block.given.key, &value = block.given.value;
+  if (!key_slots_.empty()) {
+    return {key.data + kv_head * key.strides[1], value.data + kv_head * value.strides[1],
+            key_slots_.data() + hypothesis * key_slots_stride_};
+  }
+  const int64_t slot = slots_[hypothesis];
+  return {key.data + slot * key.strides[0] + kv_head * key.strides[1],
+          value.data + slot * value.strides[0] + kv_head * value.strides[1], nullptr};
+}
+
+// The panels want a head's keys and values in one piece.
+void Run::gather(const Block& block, const Keys& keys, float* to, AttentionHead& head) const {
+  const int64_t dim = head.head_dim;
+  const auto rows = [&](const float* half, const MutableView& view) {
+    for (int64_t j = 0; j < head.kv_len; ++j) {
+      std::memcpy(to + j * dim, half + keys.slots[j] * view.strides[0] + j * view.strides[2],
+                  static_cast<size_t>(dim) * sizeof(float));
+    }
+    return std::exchange(to, to + sizes_.gathered);
+  };
+  head.key = rows(keys.key, block.given.key);
+  head.value = rows(keys.value, block.given.value);
+  head.key_stride = head.value_stride = dim;
+}
+
+// The heads that share a head of keys, over all positions of a hypothesis; its new ones are appended first.
+void Run::attend_self(const Block& block, int64_t task, float* scratch) const {
   const AttentionPlan& plan = block.self;
-  const int64_t group = plan.group(), slot = slots_[hypothesis];
+  const int64_t group = plan.group(), kv_heads = block.given.kv_heads;
+  const int64_t hypothesis = hypothesis_of(task, kv_heads), kv_head = kv_head_of(task, kv_heads);
   const int64_t count = call_.new_length(first_hypothesis_ + hypothesis);
   append(block, hypothesis, kv_head, count);
+  const Keys keys = keys_of(block, hypothesis, kv_head);
   auto* heads = reinterpret_cast<AttentionHead*>(scratch);
   for (int64_t g = 0; g < group; ++g) {
     AttentionHead head = plan.head(hypothesis, kv_head * group + g);
-    head.key += slot * block.given.key.strides[0];
-    head.value += slot * block.given.value.strides[0];
+    head.key = keys.key;
+    head.value = keys.value;
     head.q_len = count;
     for (int64_t row = count; row < length_; ++row) {  // rows that nothing computes go through the maps, too
       std::fill_n(head.out + row * head.out_stride, head.value_dim, 0.0f);
     }
     if (length_ > 1) {
+      if (keys.slots != nullptr) gather(block, keys, scratch + sizes_.attend, head);
       attend_panels(head, scratch);
     } else {
       heads[g] = head;
     }
   }
-  if (length_ == 1 && count == 1) decode(heads, group, scratch + Scratch::head_floats(group));
+  if (length_ > 1 || count == 0) return;
+  DecodeGroup work{heads, group, keys.slots, block.given.key.strides[0], block.given.value.strides[0]};
+  const int64_t later = task + kTasksAhead * call_.params.beam_size;
+  if (later < hypotheses_ * kv_heads) {
+    const int64_t later_hypothesis = hypothesis_of(later, kv_heads), later_head = kv_head_of(later, kv_heads);
+    const Keys then = keys_of(block, later_hypothesis, later_head);
+    work.later_key = then.key;
+    work.later_value = then.value;
+    work.later_slots = then.slots;
+    expect_append(block, later_hypothesis, later_head);
+  }
+  decode(work, scratch + Scratch::head_floats(group));
 }
 
 // The heads that share a head of keys, of all hypotheses of a source.
-void Run::attend_memory(const Block& block, int64_t source, int64_t kv_head, float* scratch) const {
+void Run::attend_memory(const Block& block, int64_t task, float* scratch) const {
   const AttentionPlan& plan = block.memory;
-  const int64_t group = plan.group(), row = memory_starts_[source], beams = call_.params.beam_size;
+  const int64_t group = plan.group(), kv_heads = block.given.kv_heads, beams = call_.params.beam_size;
+  const int64_t source = task / kv_heads, kv_head = task % kv_heads, row = memory_starts_[source];
   auto* heads = reinterpret_cast<AttentionHead*>(scratch);
   for (int64_t g = 0; g < group; ++g) {
     AttentionHead head = plan.head(source, kv_head * group + g);
@@ -361,7 +441,14 @@ void Run::attend_memory(const Block& block, int64_t source, int64_t kv_head, flo
       head.out += head.out_stride;
     }
   }
-  if (length_ == 1) decode(heads, group * beams, scratch + Scratch::head_floats(group * beams));
+  if (length_ > 1) return;
+  DecodeGroup work{heads, group * beams};
+  if (const int64_t later = task + kTasksAhead; later < hypotheses_ / beams * kv_heads) {
+    const int64_t later_row = memory_starts_[later / kv_heads], later_head = later % kv_heads;
+    work.later_key = plan.shared.key + later_row * plan.key.row + later_head * plan.key.head;
+    work.later_value = plan.shared.value + later_row * plan.value.row + later_head * plan.value.head;
+  }
+  decode(work, scratch + Scratch::head_floats(group * beams));
 }
 
 // The last norm, to where the result goes.
@@ -383,10 +470,9 @@ void Run::finish(Team& team, const ConstView& x) const {
 double nanoseconds(const Call& call) {
   double total = 0;
   for (int64_t i = 0; i < call.count; ++i) {
-    const Maps maps(call.blocks[i]);
-    for (int name = 0; name < kMaps + (call.blocks[i].gate != nullptr); ++name) {
-      total += TeamRows::nanoseconds(name == kMaps ? maps.gate : maps.at[name], call.x.shape[0]);
-    }
+    BlockMaps(call.blocks[i]).each(call.blocks[i], [&](const LinearLayer& map) {
+      total += TeamRows::nanoseconds(map, call.x.shape[0]);
+    });
   }
   return total;
 }
@@ -410,11 +496,6 @@ void run(const Call& call) {
 
 // ---- checks ------------------------------------------------------------------------------------------------
 
-void check_map(const char* name, const PackedLinear* map, int64_t in, int64_t out) {
-  FASTMHA_CHECK(map->in_features() == in && map->out_features() == out, kOp, ": ", name, " must be ", in,
-                " -> ", out, ", got ", map->in_features(), " -> ", map->out_features());
-}
-
 template <class T>
 void check_keys(const char* name, const View<T>& keys, int rank, int64_t kv_heads, int64_t dim) {
   FASTMHA_CHECK(keys.rank == rank && keys.shape[rank - 3] == kv_heads && keys.shape[rank - 1] == dim, kOp,
@@ -427,24 +508,10 @@ void check_keys(const char* name, const View<T>& keys, int rank, int64_t kv_head
 }
 
 void check_block(const DecoderBlock& block, int64_t features) {
-  for (const PackedLinear* map : {block.in_proj, block.out_proj, block.memory_q_proj, block.memory_out_proj,
-                                  block.linear1, block.linear2}) {
-    FASTMHA_CHECK(map != nullptr, kOp, ": a block needs all its maps (only gate may be null)");
-  }
+  check_block_maps(kOp, block, features, true);
   const int64_t heads = block.heads, kv_heads = block.kv_heads;
-  FASTMHA_CHECK(heads >= 1 && kv_heads >= 1 && heads % kv_heads == 0, kOp, ": heads (", heads,
-                ") must be a multiple of kv_heads (", kv_heads, "), both at least 1");
   const int64_t dim = block.out_proj->in_features() / heads;
   const int64_t memory_dim = block.memory_out_proj->in_features() / heads;
-  FASTMHA_CHECK(dim >= 1 && memory_dim >= 1, kOp, ": in_features of out_proj must be a multiple of heads");
-  const int64_t hidden = block.linear1->out_features();
-  check_map("in_proj", block.in_proj, features, (heads + 2 * kv_heads) * dim);
-  check_map("out_proj", block.out_proj, heads * dim, features);
-  check_map("memory_q_proj", block.memory_q_proj, features, heads * memory_dim);
-  check_map("memory_out_proj", block.memory_out_proj, heads * memory_dim, features);
-  check_map("linear1", block.linear1, features, hidden);
-  check_map("linear2", block.linear2, hidden, features);
-  if (block.gate != nullptr) check_map("gate", block.gate, features, hidden);
   check_keys("key", block.key, 4, kv_heads, dim);
   check_keys("value", block.value, 4, kv_heads, dim);
   check_keys("memory_key", block.memory_key, 3, kv_heads, memory_dim);
@@ -457,6 +524,22 @@ AttentionPlan check_scores(const DecoderBlock& block) {
   AttentionParams scores;
   scores.scale = block.scale;
   return plan_dense_attention(kOp, none, none, none, none, scores);
+}
+
+// What other steps wrote is read, and nothing that this one writes.
+void check_position_slots(const Call& call, int64_t slots) {
+  const DecoderStepParams& params = call.params;
+  std::vector<int64_t> written(static_cast<size_t>(slots), INT64_MAX);  // the first such position of a slot
+  for (int64_t i = 0; i < call.hypotheses(); ++i) written[params.slots[i]] = params.lengths[i];
+  for (int64_t i = 0; i < call.hypotheses(); ++i) {
+    const int64_t* held = params.position_slots + i * params.position_slots_stride;
+    for (int64_t j = 0; j < params.lengths[i]; ++j) {
+      FASTMHA_CHECK(held[j] >= 0 && held[j] < slots, kOp, ": position_slots must lie in 0 .. ", slots - 1,
+                    ", got ", held[j], " for position ", j, " of hypothesis ", i);
+      FASTMHA_CHECK(j < written[held[j]], kOp, ": position ", j, " of hypothesis ", i, " lies in slot ",
+                    held[j], ", which the call writes to from position ", written[held[j]], " on");
+    }
+  }
 }
 
 // Slots, lengths and rows of the memory against what every block has room for.
@@ -483,6 +566,7 @@ void check_places(const Call& call) {
                   ": the cache is full: hypothesis ", i, " holds ", held, " of ", capacity, " positions and ",
                   added, " more were to be appended; make it with a larger capacity");
   }
+  if (params.position_slots != nullptr) check_position_slots(call, slots);
   for (int64_t n = 0; n < params.sources; ++n) {
     const int64_t start = params.memory_starts[n], length = params.memory_lengths[n];
     FASTMHA_CHECK(start >= 0 && length >= 0 && start <= rows && length <= rows - start, kOp, ": source ", n,

@@ -1,11 +1,9 @@
-// The KV cache: rows copied behind those a sequence holds, and from slot to slot.
+// The KV cache: rows copied behind those a sequence holds.
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "check.h"
 #include "fastmha/attention.h"
-#include "fastmha/decoder.h"
 #include "parallel.h"
 
 namespace fastmha {
@@ -76,48 +74,6 @@ void kv_cache_append(const KVCacheView& cache, const ConstView& key, const Const
     copy_rows(cache.value, value, n, h, cache.lengths[n], count_of(n));
   });
   for (int64_t n = 0; n < batch; ++n) cache.lengths[n] += count_of(n);
-}
-
-void copy_slots(const MutableView* keys, const MutableView* values, int64_t count, const int64_t* from,
-                const int64_t* to, const int64_t* lengths, int64_t copies) {
-  const char* op = "copy_slots";
-  std::vector<int64_t> ends(from, from + copies);  // slots that are read or written
-  ends.insert(ends.end(), to, to + copies);
-  std::sort(ends.begin(), ends.begin() + copies);
-  std::sort(ends.begin() + copies, ends.end());
-  for (int64_t i = 0; i < copies; ++i) {
-    const int64_t slot = ends[copies + i];
-    FASTMHA_CHECK(i == 0 || slot != ends[copies + i - 1], op, ": slot ", slot, " is copied to twice");
-    FASTMHA_CHECK(!std::binary_search(ends.begin(), ends.begin() + copies, slot), op, ": slot ", slot,
-                  " is copied to and from");
-  }
-  double bytes = 0;
-  for (int64_t b = 0; b < count; ++b) {
-    for (const MutableView& half : {keys[b], values[b]}) {
-      FASTMHA_CHECK(half.rank == 4 && half.data != nullptr && half.strides[3] == 1, op,
-                    ": keys and values must have 4 axes, the last one contiguous, got ", shape_text(half));
-      for (int64_t i = 0; i < copies; ++i) {
-        FASTMHA_CHECK(from[i] >= 0 && from[i] < half.shape[0] && to[i] >= 0 && to[i] < half.shape[0] &&
-                          lengths[i] >= 0 && lengths[i] <= half.shape[2],
-                      op, ": slots must lie in 0 .. ", half.shape[0] - 1, " and lengths in 0 .. ",
-                      half.shape[2], ", got ", from[i], " to ", to[i], ", length ", lengths[i]);
-        bytes += 4.0 * static_cast<double>(lengths[i] * half.shape[1] * half.shape[3]);
-      }
-    }
-  }
-  const int64_t tasks = copies * count * 2;
-  parallel_for(tasks, threads_for(tasks, bytes / kCopyBytesPerNanosecond), [&](int64_t task, int) {
-    const int64_t i = task / (count * 2), b = task / 2 % count;
-    const MutableView& half = task % 2 == 0 ? keys[b] : values[b];
-    for (int64_t h = 0; h < half.shape[1]; ++h) {
-      const float* source = half.data + from[i] * half.strides[0] + h * half.strides[1];
-      float* target = half.data + to[i] * half.strides[0] + h * half.strides[1];
-      for (int64_t row = 0; row < lengths[i]; ++row) {
-        std::memcpy(target + row * half.strides[2], source + row * half.strides[2],
-                    static_cast<size_t>(half.shape[3]) * sizeof(float));
-      }
-    }
-  });
 }
 
 }  // namespace fastmha

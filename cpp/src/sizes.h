@@ -7,6 +7,10 @@ namespace fastmha {
 
 inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Floats of a cache line, and as many as fill whole lines: what lies behind begins one.
+inline constexpr int64_t kLineFloats = 16;
+inline constexpr int64_t line_floats(int64_t floats) { return ceil_div(floats, kLineFloats) * kLineFloats; }
+
 // What current servers have at least: 1 to 2 MiB of L2 for each core (Zen 4 and 5 the one, Golden Cove the
 // other), 32 MiB of L3 for a group of 8 cores of Zen. Larger ones are not asked for: blocks that fit the
 // small ones lose nothing there.

@@ -9,6 +9,7 @@
 #include "packed_weight.h"
 #include "parallel.h"
 #include "rows.h"
+#include "sizes.h"
 
 namespace fastmha {
 namespace {
@@ -136,9 +137,9 @@ int64_t slice_rows(const GemmKernels& kernels, int64_t row_bytes) {
 
 int64_t scratch_stride(int64_t features) {
   if (features == 0) return 0;
-  constexpr int64_t kLine = 16, kAliasing = 512;  // floats: 64 bytes, 2 KiB
-  const int64_t lines = (features + kLine - 1) / kLine * kLine;
-  return lines % kAliasing == 0 ? lines + kLine : lines;
+  constexpr int64_t kAliasing = 512;  // floats: 2 KiB
+  const int64_t lines = line_floats(features);
+  return lines % kAliasing == 0 ? lines + kLineFloats : lines;
 }
 
 // ---- checks ------------------------------------------------------------------------------------------------

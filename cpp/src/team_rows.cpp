@@ -28,11 +28,11 @@ TeamRows::TeamRows(int64_t rows, int64_t features, const Strides& strides, const
 
 void TeamRows::pass_weights(size_t bytes) { far_weights_ = bytes > static_cast<size_t>(kL3Bytes); }
 
-LinearPlan TeamRows::plan(const LinearLayer& layer, int threads) const {
+LinearPlan TeamRows::plan(const LinearLayer& layer, int64_t rows, int threads) const {
   constexpr int64_t kTasksPerThread = 4;  // of a map that is too small for a region of its own
   const PackedWeight& weight = layer.weight;
   LinearPlan plan =
-      plan_linear(weight.kernels(), rows_, strides_.stream, weight.in_features(), weight.out_features());
+      plan_linear(weight.kernels(), rows, strides_.stream, weight.in_features(), weight.out_features());
   if (threads > 1 && plan.tasks() < threads) {
     const int64_t groups = ceil_div(plan.columns, plan.group);
     plan.column_blocks = std::min(groups, kTasksPerThread * threads);
@@ -42,19 +42,28 @@ LinearPlan TeamRows::plan(const LinearLayer& layer, int threads) const {
 
 // ---- steps -------------------------------------------------------------------------------------------------
 
-GemmBlock TeamRows::product(const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
-                            const MutableView& out, const ConstView& residual, const LinearTask& task) const {
-  GemmBlock block = gemm_block(layer.weight, layer.activation, x, out, residual, task);
+GemmBlock TeamRows::part_of(const Product& product, const LinearTask& task) const {
+  const LinearLayer& layer = product.layer;
+  GemmBlock block =
+      gemm_block(layer.weight, layer.activation, product.x, product.out, product.residual, task);
   block.far_weight = far_weights_;
-  if (plan.row_blocks > 1) block.weight_end = nullptr;  // as in run_linear
+  if (product.plan.row_blocks > 1) block.weight_end = nullptr;  // as in run_linear
   return block;
+}
+
+void TeamRows::run(const Product& product, int64_t task) const {
+  product.layer.weight.kernels().block(part_of(product, product.plan.task(task)));
 }
 
 void TeamRows::linear(Team& team, const LinearLayer& layer, const LinearPlan& plan, const ConstView& x,
                       const MutableView& out, const ConstView& residual) const {
-  team.each(plan.tasks(), [&](int64_t task) {
-    layer.weight.kernels().block(product(layer, plan, x, out, residual, plan.task(task)));
-  });
+  team.each(plan.tasks(), [&](int64_t task) { run({layer, plan, x, out, residual}, task); });
+}
+
+void TeamRows::linear(Team& team, const Product& first, const Product& second) const {
+  const int64_t tasks = first.plan.tasks();
+  team.each(tasks + second.plan.tasks(),
+            [&](int64_t task) { task < tasks ? run(first, task) : run(second, task - tasks); });
 }
 
 void TeamRows::feed_forward(Team& team, const FeedForward& layers, const ConstView& x,
@@ -66,11 +75,11 @@ void TeamRows::feed_forward(Team& team, const FeedForward& layers, const ConstVi
   team.each(plan.tasks(), [&](int64_t task) {
     const LinearTask part = plan.task(task);
     const GemmKernels& kernels = layer.weight.kernels();
-    const GemmBlock rows = product(layer, plan, x, hidden, {}, part);
+    const GemmBlock rows = part_of({layer, plan, x, hidden, {}}, part);
     kernels.block(rows);
     if (layers.gate == nullptr) return;
     // A task multiplies its part of the rows by the gate at once.
-    const GemmBlock factor = product(*layers.gate, plan, x, factors, {}, part);
+    const GemmBlock factor = part_of({*layers.gate, plan, x, factors, {}}, part);
     kernels.block(factor);
     active_isa().rowwise->multiply(
         {factor.out, factor.out_stride, rows.out, rows.out_stride, part.rows, part.columns});
@@ -79,11 +88,11 @@ void TeamRows::feed_forward(Team& team, const FeedForward& layers, const ConstVi
 }
 
 ConstView TeamRows::normalised(Team& team, const SublayerNorm& norm, const ConstView& x,
-                               const MutableView& out) const {
+                               const MutableView& out, int64_t own) const {
   if (norm.weight.empty()) return x;
   if (rows_ <= kOwnRows) {
-    const MutableView own(scratch_.slice(team.thread()) + own_, {rows_, features_}, {strides_.stream, 1});
-    return Here::normalised(norm, x, own);
+    const MutableView rows(scratch_.slice(team.thread()) + own, {rows_, features_}, {strides_.stream, 1});
+    return Here::normalised(norm, x, rows);
   }
   team.each(rows_, [&](int64_t row) { Here::normalised(norm, rows_of(x, row, 1), rows_of(out, row, 1)); });
   return out;

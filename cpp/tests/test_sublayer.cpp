@@ -368,7 +368,53 @@ TEST(decoder_step_is_that_of_its_parts) {
   }
 }
 
-TEST(decoder_step_errors_and_copies) {
+TEST(positions_of_a_hypothesis_may_lie_in_many_slots) {
+  using D = Decoding;
+  const int64_t slots[] = {5, 0, 3, 6}, lengths[] = {30, 30, 290, 17};
+  const int64_t starts[] = {40, 3}, memory_lengths[] = {20, 5};
+  for (const int64_t length : {1, 3}) {
+    for (const int threads : {1, 2, 5}) {
+      const Threads set(threads);
+      Random random(9), again(9);
+      Decoding scattered(random), own(again);
+      std::vector<int64_t> held(4 * 300);
+      for (int64_t i = 0; i < 4; ++i) {
+        for (int64_t j = 0; j < lengths[i]; ++j) {
+          // Those that no hypothesis writes to in this call, and now and then its own.
+          const int64_t others[] = {1, 2, 4, slots[i]};
+          const int64_t slot = held[i * 300 + j] = others[(j * 7 + i) % 4];
+          for (int64_t h = 0; h < D::kKvHeads; ++h) {
+            const auto row = [&](int64_t s) { return ((s * D::kKvHeads + h) * D::kCapacity + j) * D::kDim; };
+            std::copy_n(scattered.key.begin() + row(slot), D::kDim, own.key.begin() + row(slots[i]));
+            std::copy_n(scattered.value.begin() + row(slot), D::kDim, own.value.begin() + row(slots[i]));
+          }
+        }
+      }
+      const std::vector<float> x = random.normals(4 * length * kWidth);
+      DecoderStepParams params;
+      params.sources = 2;
+      params.beam_size = 2;
+      params.slots = slots;
+      params.lengths = lengths;
+      params.memory_starts = starts;
+      params.memory_lengths = memory_lengths;
+      const auto step = [&](Decoding& decoding) {
+        const DecoderBlock block = decoding.block(1);
+        std::vector<float> out(x.size());
+        decoder_step(&block, 1, {x.data(), {4 * length, kWidth}}, {out.data(), {4 * length, kWidth}}, params);
+        return out;
+      };
+      const std::vector<float> expected = step(own);
+      params.position_slots = held.data();
+      params.position_slots_stride = 300;
+      const std::vector<float> got = step(scattered);
+      CHECK(std::equal(got.begin(), got.end(), expected.begin(), test::same_bits), length, " positions, ",
+            threads, " threads");
+    }
+  }
+}
+
+TEST(decoder_step_errors) {
   Random random(8);
   Decoding decoding(random);
   std::vector<float> x = random.normals(2 * kWidth), out(x.size());
@@ -401,27 +447,20 @@ TEST(decoder_step_errors_and_copies) {
   fails([](auto&, auto&, auto&, auto&, auto&, auto& start) { start = 56; },
         "source 0 has 5 rows from 56 on, of a memory of 60");
 
-  const std::vector<float> before = decoding.value;
-  DecoderBlock block = decoding.block(0);
-  const int64_t from[] = {1, 1}, to[] = {0, 4}, lengths[] = {3, 300};
-  copy_slots(&block.key, &block.value, 1, from, to, lengths, 2);
-  constexpr int64_t kSlot = Decoding::kCapacity * Decoding::kKeys,
-                    kHead = Decoding::kCapacity * Decoding::kDim;
-  CHECK(std::equal(before.begin() + kSlot, before.begin() + 2 * kSlot, decoding.value.begin() + 4 * kSlot),
-        "all");
-  for (int64_t h = 0; h < Decoding::kKvHeads; ++h) {
-    const auto head = decoding.value.begin() + h * kHead;
-    CHECK(std::equal(head, head + 3 * Decoding::kDim, before.begin() + kSlot + h * kHead), "three positions");
-    CHECK(
-        std::equal(head + 3 * Decoding::kDim, head + kHead, before.begin() + h * kHead + 3 * Decoding::kDim),
-        "rest");
-  }
-  const int64_t wrong[] = {7, 1};
-  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, wrong, to, lengths, 2), "slots must lie in 0 .. 6");
-  const int64_t twice[] = {4, 4}, chain[] = {2, 1};
-  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, from, twice, lengths, 2), "slot 4 is copied to twice");
-  CHECK_THROWS(copy_slots(&block.key, &block.value, 1, from, chain, lengths, 2),
-               "slot 1 is copied to and from");
+  const int64_t own[] = {0, 0, 0, 0, 1, 1, 1, 1}, shared[] = {0, 0, 0, 0, 1, 1, 1, 0};
+  const int64_t outside[] = {0, 0, 0, 0, 1, 1, 1, 7};
+  const auto held = [&](const int64_t* slots, int64_t length) {
+    return [=](auto&, auto& p, auto&, auto& lengths, auto&...) {
+      p.position_slots = slots;
+      p.position_slots_stride = 4;
+      lengths[0] = length;
+    };
+  };
+  step(held(own, 0));
+  step(held(shared, 4));
+  fails(held(outside, 0), "position_slots must lie in 0 .. 6, got 7 for position 3 of hypothesis 1");
+  fails(held(shared, 3),
+        "position 3 of hypothesis 1 lies in slot 0, which the call writes to from position 3 on");
 }
 
 TEST(attention_is_that_of_its_parts) {
@@ -630,6 +669,103 @@ TEST(encoder_blocks_are_their_sublayers) {
   }
 }
 
+// ---- decoder blocks ----------------------------------------------------------------------------------------
+
+TEST(decoder_blocks_are_their_sublayers) {
+  Random random(10);
+  constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 12, kQueries = kHeads * kDim;
+  constexpr int64_t kMemoryWidth = 40, kMemoryDim = 20, kMemoryQueries = kHeads * kMemoryDim;
+  const Layer in_proj(random, kWidth, kQueries + 2 * kKvHeads * kDim, true),
+      out_proj(random, kQueries, kWidth, true), q_proj(random, kWidth, kMemoryQueries, true),
+      kv_proj(random, kMemoryWidth, 2 * kKvHeads * kMemoryDim, true),
+      memory_out(random, kMemoryQueries, kWidth, false),
+      linear1(random, kWidth, kHidden, true, Activation::kGelu), linear2(random, kHidden, kWidth, true),
+      gate(random, kWidth, kHidden, false);
+  const Norm norms[] = {{random, kWidth}, {random, kWidth}, {random, kWidth}}, last(random, kWidth);
+  const std::vector<float> bias = random.normals(kHeads * 19);
+  const struct {
+    std::vector<int64_t> lengths, memory_lengths;
+  } shapes[] = {{{2}, {1}},           {{5}, {130}},
+                {{14, 15}, {15, 14}}, {{1, 0, 3, 70}, {0, 2, 1, 9}},
+                {{130}, {5}},         {std::vector<int64_t>(20, 6), std::vector<int64_t>(20, 3)}};
+  for (const auto& shape : shapes) {
+    const std::vector<int64_t> bounds = bounds_of(shape.lengths),
+                               memory_bounds = bounds_of(shape.memory_lengths);
+    const int64_t rows = bounds.back(), memory_rows = memory_bounds.back();
+    const std::vector<float> x = random.normals(rows * kWidth),
+                             memory = random.normals(memory_rows * kMemoryWidth);
+    const ConstView source(memory.data(), {memory_rows, kMemoryWidth});
+    const auto view = [&](auto& data) { return View(data.data(), {rows, kWidth}); };
+    for (int flags = 0; flags < 8; ++flags) {
+      DecoderBlock block;
+      block.in_proj = &in_proj.packed;
+      block.out_proj = &out_proj.packed;
+      block.memory_q_proj = &q_proj.packed;
+      block.memory_kv_proj = &kv_proj.packed;
+      block.memory_out_proj = &memory_out.packed;
+      block.linear1 = &linear1.packed;
+      block.linear2 = &linear2.packed;
+      block.gate = flags & 2 ? &gate.packed : nullptr;
+      block.heads = kHeads;
+      block.kv_heads = kKvHeads;
+      block.norm_first = flags & 1;
+      for (int n = 0; n < 3; ++n) block.norms[n] = flags & 2 ? norms[n].rms() : norms[n].view(true);
+
+      DecoderBlocksParams params;
+      params.sequences = static_cast<int64_t>(shape.lengths.size());
+      params.cu_seqlens = bounds.data();
+      params.cu_seqlens_memory = memory_bounds.data();
+      if (flags & 4) params.relative_bias = ConstView(bias.data(), {kHeads, 19});
+      params.norm = last.view(true);
+
+      std::vector<float> expected = x;
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        const std::vector<float> input = expected;
+        MultiHeadAttentionParams own;
+        own.heads = kHeads;
+        own.kv_heads = kKvHeads;
+        own.sequences = params.sequences;
+        own.cu_seqlens = bounds.data();
+        own.residual = view(input);
+        MultiHeadAttentionParams over = own;
+        own.is_causal = true;
+        own.relative_bias = params.relative_bias;
+        (block.norm_first ? own.norm_before : own.norm_after) = block.norms[0];
+        multi_head_attention(in_proj.packed, out_proj.packed, view(input), view(expected), own);
+        const std::vector<float> between = expected;
+        over.cu_seqlens_memory = memory_bounds.data();
+        over.residual = view(between);
+        (block.norm_first ? over.norm_before : over.norm_after) = block.norms[1];
+        multi_head_attention(q_proj.packed, kv_proj.packed, memory_out.packed, view(between), source,
+                             view(expected), over);
+        const std::vector<float> attended = expected;
+        FeedForwardParams feed;
+        feed.gate = block.gate;
+        feed.residual = view(attended);
+        (block.norm_first ? feed.norm_before : feed.norm_after) = block.norms[2];
+        feed_forward(linear1.packed, linear2.packed, view(attended), view(expected), feed);
+      }
+      expected = normalised(last.view(true), expected, kWidth);
+
+      const DecoderBlock both[] = {block, block};
+      for (int threads : {1, 2, 3}) {
+        const Threads with(threads);
+        std::vector<float> out = x;  // in place
+        decoder_blocks(both, 2, view(out), source, view(out), params);
+        CHECK(out == expected, rows, " rows, ", memory_rows, " of the memory, flags ", flags, ", ", threads,
+              " threads");
+        if (shape.lengths.size() == 20) {
+          DecoderBlocksParams equal = params;
+          equal.cu_seqlens = equal.cu_seqlens_memory = nullptr;
+          std::vector<float> again(x.size());
+          decoder_blocks(both, 2, view(x), source, view(again), equal);
+          CHECK(again == expected);
+        }
+      }
+    }
+  }
+}
+
 TEST(errors) {
   Random random(6);
   const Layer linear1(random, 8, 12, true), linear2(random, 12, 8, true), in_proj(random, 8, 24, true),
@@ -678,6 +814,27 @@ TEST(errors) {
                "kv_proj must give 16 features");
   CHECK_THROWS(multi_head_attention(out_proj.packed, kv_proj.packed, out_proj.packed, x, out, out, params),
                "out must not overlap memory");
+
+  DecoderBlock block;
+  block.in_proj = &in_proj.packed;
+  block.out_proj = block.memory_q_proj = block.memory_out_proj = &out_proj.packed;
+  block.memory_kv_proj = &kv_proj.packed;
+  block.linear1 = &linear1.packed;
+  block.linear2 = &linear2.packed;
+  const int64_t bounds[] = {0, 2, 6};
+  const auto decode = [&](const ConstView& memory, auto change) {
+    DecoderBlocksParams few;
+    change(few);
+    decoder_blocks(&block, 1, x, memory, out, few);
+  };
+  const auto nothing = [](auto&) {};
+  CHECK_THROWS(decode(out, nothing), "decoder_blocks: out must not overlap memory");
+  CHECK_THROWS(decode({data, {6, 7}}, nothing), "memory_kv_proj must be 7 -> 16, got 8 -> 16");
+  CHECK_THROWS(decode(x, [&](auto& p) { p.sequences = 2, p.cu_seqlens = bounds; }), "set both");
+  CHECK_THROWS(decode({data, {5, 8}}, [&](auto& p) { p.sequences = 2; }), "5 rows are not `sequences` (2)");
+  CHECK_THROWS(decode(x, [&](auto& p) { p.sequences = 6; }), "two rows or more");
+  block.memory_kv_proj = nullptr;
+  CHECK_THROWS(decode(x, nothing), "a block needs its memory_kv_proj");
 }
 
 }  // namespace fastmha

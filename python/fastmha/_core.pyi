@@ -154,6 +154,22 @@ def encoder_blocks(
     kv_heads, scale or None).
     """
 
+def decoder_blocks(
+    blocks: list[tuple[object, ...]],
+    norm: Norm | None,
+    x: Float32,
+    memory: Float32,
+    cu_seqlens: NDArray[np.int64] | None,
+    cu_seqlens_memory: NDArray[np.int64] | None,
+    relative_bias: Float32 | None,
+) -> Float32:
+    """x and memory (batch, length, width), or both ragged (total, width) with their cu_seqlens,
+    through decoder blocks and a norm, in one parallel region; for few rows, see fastmha/decoder.h.
+
+    A block is (in_proj, out_proj, memory_q_proj, memory_kv_proj, memory_out_proj, linear1, linear2,
+    gate or None, norm1, norm2, norm3, norm_first, heads, kv_heads, scale or None).
+    """
+
 def decoder_step(
     blocks: list[tuple[object, ...]],
     norm: Norm | None,
@@ -162,6 +178,7 @@ def decoder_step(
     slots: NDArray[np.int64],
     lengths: NDArray[np.int64],
     new_lengths: NDArray[np.int64] | None,
+    position_slots: NDArray[np.int64] | None,
     memory_starts: NDArray[np.int64],
     memory_lengths: NDArray[np.int64],
     relative_bias: Float32 | None,
@@ -172,15 +189,6 @@ def decoder_step(
     norm1, norm2, norm3, norm_first, heads, kv_heads, scale or None, key, value, memory_key,
     memory_value). New keys and values are written; the caller counts them in `lengths`.
     """
-
-def copy_slots(
-    keys: list[Float32],
-    values: list[Float32],
-    from_slots: NDArray[np.int64],
-    to_slots: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-) -> None:
-    """The first lengths[i] positions of slot from_slots[i] to slot to_slots[i] of every array."""
 
 def layer_norm(
     x: Float32,

@@ -158,7 +158,7 @@ FORMATS: dict[str, type[EmbeddingFile]] = {
 def file_format(path: Path, name: str | None) -> type[EmbeddingFile]:
     """The format called `name`, or what the path ends in."""
     name = path.suffix.removeprefix(".") if name is None else name
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise ValueError(
             f"the format must be one of {', '.join(FORMATS)}, got {name!r}; when it is not given, "
             "the end of the file's name says it"

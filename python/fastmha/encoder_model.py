@@ -9,7 +9,6 @@ Kernels give each sequence the same bits in any company, so an embedding depends
 """
 
 import hashlib
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +20,12 @@ import numpy as np
 
 from fastmha._types import Float32, Int64, Integers
 from fastmha.families import FAMILIES, Network
+from fastmha.lines import chunks
 from fastmha.nn.module import check_size
-from fastmha.nn.ragged import as_integers, cumulative
+from fastmha.nn.ragged import as_integers, check_iterable, cumulative
 from fastmha.sentence import SentenceSettings, normalized, pool, read_sentence_settings
 from fastmha.tensors import Tensors
-from fastmha.texts import TextTokenizer, check_many, tracked
+from fastmha.texts import TextTokenizer, check_many, check_text, tracked
 
 __all__ = ["EncoderMaps", "EncoderModel"]
 
@@ -52,6 +52,25 @@ class EncoderMaps:
 
     tokens: tuple[str, ...]
     layers: list[Float32]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How sequences become embeddings, and the call that says it, in whose name errors are."""
+
+    operation: str
+    batch_size: int | None
+    batch_tokens: int
+    normalize: bool | None
+
+    def __post_init__(self) -> None:
+        check_size(self.operation, batch_tokens=self.batch_tokens)
+        if self.batch_size is not None:
+            check_size(self.operation, batch_size=self.batch_size)
+        if not (self.normalize is None or isinstance(self.normalize, bool | np.bool_)):
+            raise TypeError(
+                f"{self.operation}: normalize must be a bool or None, got {self.normalize!r}"
+            )
 
 
 class EncoderModel:
@@ -147,16 +166,16 @@ class EncoderModel:
         ValueError
             A text with a lone surrogate, which is no character; sizes below 1.
         """
+        how = Embedding("encode", batch_size, batch_tokens, normalize)
+        return self._encode(how, texts, prompt, progress)
+
+    def _encode(
+        self, how: Embedding, texts: str | Iterable[str], prompt: str | None, progress: bool
+    ) -> Float32:
         texts = [texts] if isinstance(texts, str) else texts
         total = len(texts) if isinstance(texts, Sequence) else None
-        blocks = self.encode_stream(
-            texts,
-            chunk=CHUNK // 16 if progress else CHUNK,  # steps that a bar can show
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            normalize=normalize,
-            prompt=prompt,
-        )
+        chunk = CHUNK // 16 if progress else CHUNK  # steps that a bar can show
+        blocks = self._blocks(how, texts, prompt, chunk)
         blocks = tracked(blocks, len, total, progress, "embedding")
         return stacked(blocks, self.embedding_dim, CHUNK if total is None else total)
 
@@ -197,9 +216,8 @@ class EncoderModel:
         >>> bool(np.array_equal(model.encode_ids(ids), model.encode(texts)))
         True
         """
-        check_size("encode_ids", batch_tokens=batch_tokens)
-        sequences = id_arrays("encode_ids", token_ids)
-        return self._embed(sequences, batch_size, batch_tokens, normalize)
+        how = Embedding("encode_ids", batch_size, batch_tokens, normalize)
+        return self._embed(how, self._id_arrays("encode_ids", token_ids))
 
     def encode_stream(
         self,
@@ -226,39 +244,33 @@ class EncoderModel:
         ndarray of float32, (n, embedding_dim)
             Of the next n texts, n = `chunk` except at the end.
         """
-        check_size("encode_stream", chunk=chunk, batch_tokens=batch_tokens)
-        check_many("encode_stream", texts)
-        return self._encode_stream(texts, chunk, batch_size, batch_tokens, normalize, prompt)
+        check_size("encode_stream", chunk=chunk)
+        how = Embedding("encode_stream", batch_size, batch_tokens, normalize)
+        return self._blocks(how, texts, prompt, chunk)
 
-    def _encode_stream(
-        self,
-        texts: Iterable[str],
-        chunk: int,
-        batch_size: int | None,
-        batch_tokens: int,
-        normalize: bool | None,
-        prompt: str | None,
+    def _blocks(
+        self, how: Embedding, texts: Iterable[str], prompt: str | None, chunk: int
     ) -> Iterator[Float32]:
-        prompt = self.settings.prompt if prompt is None else prompt
-        source, first = iter(texts), 0
-        while part := list(itertools.islice(source, chunk)):
-            ids = self._tokenizer(part, prompt=prompt, first=first)
-            first += len(part)
-            yield self._embed(ids, batch_size, batch_tokens, normalize)
+        """The embeddings of `chunk` texts after the other."""
+        check_many(how.operation, texts)
+        if prompt is None:
+            prompt = self.settings.prompt
+        else:
+            check_text(f"{how.operation}: prompt", prompt)
+        return self._each_block(how, iter(texts), prompt, chunk)
 
-    def _embed(
-        self,
-        sequences: Sequence[Integers],
-        batch_size: int | None,
-        batch_tokens: int,
-        normalize: bool | None,
-    ) -> Float32:
-        if not (normalize is None or isinstance(normalize, bool | np.bool_)):
-            raise TypeError(f"encode: normalize must be a bool or None, got {normalize!r}")
+    def _each_block(
+        self, how: Embedding, texts: Iterator[str], prompt: str, chunk: int
+    ) -> Iterator[Float32]:
+        for number, part in chunks(texts, chunk):
+            ids = self._tokenizer(part, prompt=prompt, first=number - 1, operation=how.operation)
+            yield self._embed(how, ids)
+
+    def _embed(self, how: Embedding, sequences: Sequence[Integers]) -> Float32:
         rows = np.zeros((len(sequences), self.embedding_dim), np.float32)
-        for batch, states, bounds in self._run(sequences, batch_size, batch_tokens, None):
+        for batch, states, bounds in self._run(sequences, how.batch_size, how.batch_tokens, None):
             rows[batch] = pool(states, bounds, self.settings.pooling)
-        normalize = self.settings.normalize if normalize is None else normalize
+        normalize = self.settings.normalize if how.normalize is None else how.normalize
         return normalized(rows) if normalize else rows
 
     def encode_to_file(
@@ -305,8 +317,14 @@ class EncoderModel:
         from fastmha.embed_files import file_format, write_embeddings
 
         check_many("encode_to_file", texts)
+        if not isinstance(path, str | os.PathLike):
+            got = type(path).__name__
+            raise TypeError(f"encode_to_file: path must be a str or a path, got {got}")
         path = Path(path)
-        kind = file_format(path, format)
+        try:
+            kind = file_format(path, format)
+        except ValueError as error:
+            raise ValueError(f"encode_to_file: {error}") from None
         if not path.parent.is_dir():
             raise FileNotFoundError(f"encode_to_file: {path.parent} is not a directory")
         if path.is_dir():
@@ -314,8 +332,10 @@ class EncoderModel:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; overwrite=True replaces it")
 
+        how = Embedding("encode_to_file", None, batch_tokens, normalize)
+
         def encode(part: Sequence[str]) -> Float32:
-            return self.encode(part, batch_tokens=batch_tokens, normalize=normalize, prompt=prompt)
+            return self._encode(how, part, prompt, progress=False)
 
         total = len(texts) if isinstance(texts, Sequence) else None
         rest = iter(texts)
@@ -378,7 +398,7 @@ class EncoderModel:
             An id outside the vocabulary, or more tokens than the model takes.
         """
         check_size("forward", batch_tokens=batch_tokens)
-        sequences = id_arrays("forward", token_ids)
+        sequences = self._id_arrays("forward", token_ids)
         states = [np.empty((0, self.network.d_model), np.float32) for _ in sequences]
         maps: list[list[Float32]] = [[] for _ in sequences]
         layers: list[Sequence[Float32]] | None = [] if return_attention else None
@@ -391,9 +411,8 @@ class EncoderModel:
 
     def encode_texts(self, texts: Sequence[str]) -> list[Int64]:
         """The ids of each text, special tokens included, cut to `max_length`."""
-        if isinstance(texts, str):
-            raise TypeError("encode_texts: texts must be a list of str, got one str; pass [text]")
-        return self._tokenizer(texts)
+        check_many("encode_texts", texts)
+        return self._tokenizer(list(texts), operation="encode_texts")
 
     def attention(self, text: str, *, most_weights: int | None = None) -> EncoderMaps:
         """The weights of every head of every layer for one text.
@@ -410,8 +429,10 @@ class EncoderModel:
         ValueError
             More than `most_weights`.
         """
-        (ids,) = self._tokenizer([text])
+        check_text("attention: text", text)
+        (ids,) = self._tokenizer([text], operation="attention")
         if most_weights is not None:
+            check_size("attention", most_weights=most_weights)
             _, (layers,) = self.forward([ids[:1]], return_attention=True)
             heads = sum(map(len, layers))
             if heads * len(ids) ** 2 > most_weights:
@@ -422,6 +443,21 @@ class EncoderModel:
                 )
         _, (layers,) = self.forward([ids], return_attention=True)
         return EncoderMaps(tuple(self._tokenizer.tokens(ids)), layers)
+
+    def _id_arrays(
+        self, operation: str, token_ids: Iterable[Integers | Sequence[int]]
+    ) -> list[Integers]:
+        """Each sequence as a one-dimensional array of ids that the network can read."""
+        check_iterable(f"{operation}: token_ids", token_ids, "a list of integer arrays")
+        sequences = [as_integers(ids, f"{operation}: token ids") for ids in token_ids]
+        for sequence in sequences:
+            if sequence.ndim != 1:
+                raise ValueError(
+                    f"{operation}: token_ids must be a list of one-dimensional arrays, got one of "
+                    f"shape {sequence.shape}"
+                )
+            self.network.check(operation, sequence, sequence.size)
+        return sequences
 
     def _run(
         self,
@@ -452,18 +488,6 @@ class EncoderModel:
         )
 
 
-def id_arrays(operation: str, token_ids: Iterable[Integers | Sequence[int]]) -> list[Integers]:
-    """Each sequence as a one-dimensional array of integers."""
-    sequences = [as_integers(ids, f"{operation}: token ids") for ids in token_ids]
-    for sequence in sequences:
-        if sequence.ndim != 1:
-            raise ValueError(
-                f"{operation}: token_ids must be a list of one-dimensional arrays, got one of "
-                f"shape {sequence.shape}"
-            )
-    return sequences
-
-
 def stacked(blocks: Iterable[Float32], width: int, expected: int) -> Float32:
     """The rows of all blocks as one array. It is made for as many rows as are expected and grows
     where it stands: np.concatenate would hold everything twice."""
@@ -488,8 +512,6 @@ def batches(
 
     Sequences without a token are left out.
     """
-    if batch_size is not None:
-        check_size("encode", batch_size=batch_size)
     batch: list[int] = []
     tokens = 0
     for n in sorted(range(len(lengths)), key=lambda n: lengths[n], reverse=True):

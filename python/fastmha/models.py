@@ -74,6 +74,7 @@ def load(path: str | os.PathLike[str], dtype: Float32Type = "float32") -> Any:
     directory = Path(path)
     if not directory.is_dir():
         raise FileNotFoundError(f"load: {directory} is not a directory with a checkpoint")
+    directory = directory.resolve()  # errors say where "." is
     if (directory / "modules.json").is_file():  # the encoder may be in a directory of its own
         file = read_sentence_settings(directory).directory / "config.json"
     else:

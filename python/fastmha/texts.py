@@ -11,6 +11,7 @@ from fastmha import _core
 from fastmha._extras import require
 from fastmha._types import Int64
 from fastmha.config import read_json
+from fastmha.nn.ragged import check_iterable
 
 __all__ = [
     "TextTokenizer",
@@ -51,10 +52,7 @@ def check_many(operation: str, texts: object) -> None:
     """One text is an iterable of its characters: a result for each would surprise."""
     if isinstance(texts, str):
         raise TypeError(f"{operation}: texts must be an iterable of str, got one str; pass [text]")
-    iterates = hasattr(texts, "__iter__") or hasattr(texts, "__getitem__")
-    if isinstance(texts, bytes | bytearray) or not iterates:
-        kind = type(texts).__name__
-        raise TypeError(f"{operation}: texts must be an iterable of str, got {kind}")
+    check_iterable(f"{operation}: texts", texts, "an iterable of str")
 
 
 class TextTokenizer:
@@ -136,7 +134,14 @@ class TextTokenizer:
         _try(tokenizer, directory)
         return cls(tokenizer, max_length, side)
 
-    def __call__(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> list[Int64]:
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        first: int = 0,
+        operation: str = "encode",
+    ) -> list[Int64]:
         """The ids of each text. As many threads as get_num_threads() said at the first call work on
         many texts, and the GIL is released meanwhile.
 
@@ -147,6 +152,8 @@ class TextTokenizer:
             Put before each.
         first : int, default 0
             The number of the first text, for messages.
+        operation : str, default "encode"
+            In whose name errors are.
 
         Raises
         ------
@@ -157,22 +164,22 @@ class TextTokenizer:
         """
         # a tuple would pass as a pair of texts
         if not all(type(text) is str for text in texts):
-            self._check(texts, first)
+            self._check(operation, texts, first)
             texts = [str(text) for text in texts]  # subclasses of str
         try:
             make_threads(self._tokenizer)
             encodings = self._encode([prompt + text for text in texts] if prompt else texts)
         except TypeError:  # all that tokenizers says about a surrogate
-            check_text("encode: prompt", prompt)
-            self._check(texts, first)
+            check_text(f"{operation}: prompt", prompt)
+            self._check(operation, texts, first)
             raise
         except Exception as error:  # tokenizers raises nothing narrower
-            raise ValueError(f"encode: the tokenizer failed: {error}") from error
+            raise ValueError(f"{operation}: the tokenizer failed: {error}") from error
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
-    def _check(self, texts: Sequence[str], first: int) -> None:
+    def _check(self, operation: str, texts: Sequence[str], first: int) -> None:
         for n, text in enumerate(texts, first):
-            check_text(f"encode: texts[{n}]", text)
+            check_text(f"{operation}: texts[{n}]", text)
 
     def tokens(self, ids: Int64) -> list[str]:
         """What each id stands for."""

@@ -28,10 +28,10 @@ from fastmha.decoding import (
     score,
     stream,
 )
-from fastmha.decoding.ids import check_source
+from fastmha.decoding.ids import check_ids, check_sources
 from fastmha.nn.encoder_decoder import EncoderDecoder
 from fastmha.nn.module import check_size
-from fastmha.nn.ragged import cumulative
+from fastmha.nn.ragged import check_iterable, cumulative
 from fastmha.texts import check_many, check_text, tracked
 from fastmha.translation_checkpoints import open_checkpoint
 from fastmha.translation_requests import Queue, Reader, Request, paired, then_raise
@@ -163,7 +163,8 @@ class TranslationModel:
         check_many("translate", texts)
         check_size("translate", batch_size=batch_size)
         texts = list(texts)
-        sources = self.encode_texts(texts, src_lang=src_lang, tgt_lang=tgt_lang, truncate=truncate)
+        options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
+        sources = self._sources("translate", texts, **options)
         made = self._settings("translate", beam_size, max_new_tokens, tgt_lang, 1, settings)
         prefixes = self._prefixes("translate", prefix, made)
         # whatever is wrong with a text or a prefix shows before the work begins
@@ -329,6 +330,7 @@ class TranslationModel:
         >>> good.total > bad.total
         True
         """
+        check_iterable("score: pairs", pairs, "an iterable of (source, target)")
         settings = self._settings("score", None, None, tgt_lang, 1, {})
         forced = _forced(settings)
         options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
@@ -342,7 +344,8 @@ class TranslationModel:
                 skipped.append(len(forced) if isinstance(target, str) else 0)
                 if isinstance(target, str):
                     check_text(f"score: target {n}", target)
-                    (bare,) = self.texts.targets([target], first=n)
+                    with _called("score"):
+                        (bare,) = self.texts.targets([target], first=n)
                     target = np.concatenate([forced, bare])
                 yield source, target
 
@@ -361,13 +364,13 @@ class TranslationModel:
         truncate: bool = False,
     ) -> list[Int64]:
         """The source ids of each text, with all that the model expects around them."""
-        check_many("translate", texts)
+        check_many("encode_texts", texts)
         options = {"src_lang": src_lang, "tgt_lang": tgt_lang, "truncate": truncate}
-        return self._sources("translate", texts, **options)
+        return self._sources("encode_texts", list(texts), **options)
 
     def decode(self, ids: Integers | Sequence[int]) -> str:
         """The text of target ids, special tokens left out."""
-        return self.texts.decode(np.asarray(ids, np.int64))
+        return self.texts.decode(check_ids("decode: ids", ids, self.network.vocab_size))
 
     def tokenize(self, text: str) -> list[str]:
         """The source tokens of `text`, without those that the model expects around them."""
@@ -494,7 +497,7 @@ class TranslationModel:
         made = self._replaced(
             "generate", beam_size, max_new_tokens, 1 if count is None else count, settings
         )
-        sources = [check_source(self.network, ids, n) for n, ids in enumerate(token_ids)]
+        sources = check_sources("generate", self.network, token_ids)
         check_size("generate", batch_size=batch_size)
         found = generate(
             self.network,
@@ -515,7 +518,7 @@ class TranslationModel:
     def forward(self, token_ids: TokenIds) -> list[Float32]:
         """The encoder's output for each source, (L_n, d_model); all sources run together, without
         padding."""
-        sources = [check_source(self.network, ids, n, "forward") for n, ids in enumerate(token_ids)]
+        sources = check_sources("forward", self.network, token_ids)
         if not sources:
             return []
         bounds = cumulative(np.array([source.size for source in sources]))
@@ -688,11 +691,7 @@ class TranslationModel:
             return repeat(None)
         if isinstance(prefix, str):
             return repeat(self._prefix_ids(f"{operation}: prefix", prefix, settings))
-        if isinstance(prefix, bytes) or not hasattr(prefix, "__iter__"):
-            raise TypeError(
-                f"{operation}: prefix must be a str, or an iterable of one for each text, got "
-                f"{type(prefix).__name__}"
-            )
+        check_iterable(f"{operation}: prefix", prefix, "a str, or an iterable of one for each text")
         return (
             self._prefix_ids(f"{operation}: prefix[{n}]", each, settings)
             for n, each in enumerate(prefix)
@@ -702,7 +701,8 @@ class TranslationModel:
         """What a target begins with; nothing at all for an empty prefix, so that what is forced to
         come first is."""
         check_text(what, prefix)
-        (ids,) = self.texts.targets([prefix])
+        with _called(what):
+            (ids,) = self.texts.targets([prefix])
         unknown_id = self.texts.target.unknown_id
         if unknown_id is not None and unknown_id in ids:
             warnings.warn(

@@ -426,6 +426,10 @@ class _Files:
             for token, id_ in sorted(tokens.items(), key=lambda item: item[1]):
                 if match := convention.token.fullmatch(token):
                     languages[match[1]] = id_
+            if not languages and not convention.of_target:
+                # transformers adds them by itself, behind all others: ids that need not be the
+                # model's
+                raise ValueError(f"{self.directory}: no file says the ids of the languages; {SAVE}")
             if not languages:
                 convention = None
         return TranslationTexts(
@@ -509,10 +513,7 @@ def _from_pieces(files: _Files) -> TranslationTexts:
             f"{SAVE}"
         )
     pieces.clean_up = files.kind != "NllbTokenizer" and _clean_up(files)
-    texts = files.framed(pieces, pieces)
-    if files.kind in LANGUAGES and not texts.languages:
-        raise ValueError(f"{directory}: no file says the ids of the languages; {SAVE}")
-    return texts
+    return files.framed(pieces, pieces)
 
 
 def _from_json(files: _Files, vocab_size: int) -> TranslationTexts:

@@ -1,29 +1,26 @@
 """Ids that come from outside: checked before a network reads them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastmha._types import Int64
 from fastmha.decoding.protocols import Network
-from fastmha.nn.ragged import as_integers
+from fastmha.nn.ragged import as_integers, check_iterable
 
-__all__ = ["check_ids", "check_source"]
+__all__ = ["check_ids", "check_source", "check_sources"]
 
 
-def check_ids(what: str, ids: ArrayLike | None, vocab_size: int) -> Int64:
-    """One-dimensional int64 ids below `vocab_size`; none at all for None.
+def check_ids(what: str, ids: object, vocab_size: int) -> Int64:
+    """One-dimensional int64 ids below `vocab_size`.
 
     Raises
     ------
     TypeError, ValueError
         Something else, named by `what`.
     """
-    if ids is None:
-        return np.empty(0, np.int64)
-    array = np.asarray(ids)
-    if array.size == 0 and array.ndim == 1:
-        return np.empty(0, np.int64)
-    integers = as_integers(array, what)
+    integers = as_integers(ids, what)
     if integers.ndim != 1:
         raise ValueError(f"{what} must be one-dimensional, got {integers.shape}")
     outside = np.flatnonzero((integers < 0) | (integers >= vocab_size))
@@ -46,3 +43,9 @@ def check_source(network: Network, ids: ArrayLike, n: int, what: str = "generate
             f"{what}: source {n} has {source.size} tokens, the model has {longest} positions"
         )
     return source
+
+
+def check_sources(operation: str, network: Network, token_ids: Iterable[ArrayLike]) -> list[Int64]:
+    """Ids of several sources that the network can read."""
+    check_iterable(f"{operation}: token_ids", token_ids, "a list of integer arrays")
+    return [check_source(network, ids, n, operation) for n, ids in enumerate(token_ids)]

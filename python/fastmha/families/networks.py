@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmha._types import Float32, Int64
+from fastmha._types import Float32, Int64, Integers
 from fastmha.nn.blocks import Encoder, EncoderBlock
 from fastmha.nn.layers import LayerNorm, check_ids
 from fastmha.nn.module import UNSET, Module, Shape
@@ -93,23 +93,23 @@ class Network(Module):
         ValueError
             An id outside the vocabulary, or a sequence longer than the model takes.
         """
-        self._check(ids, cu_seqlens)
+        self.check("forward", ids, int(np.diff(cu_seqlens).max(initial=0)))
         return self._forward(ids, cu_seqlens, None)
 
     def with_attention(
         self, ids: Int64, cu_seqlens: Int64
     ) -> tuple[Float32, list[Sequence[Float32]]]:
         """The hidden states, and for each layer the weights (heads, L, L) of each sequence."""
-        self._check(ids, cu_seqlens)
+        self.check("forward", ids, int(np.diff(cu_seqlens).max(initial=0)))
         weights: list[Sequence[Float32]] = []
         return self._forward(ids, cu_seqlens, weights), weights
 
-    def _check(self, ids: Int64, cu_seqlens: Int64) -> None:
-        check_ids(ids, self.vocab_size, "forward: token ids")
-        longest = int(np.diff(cu_seqlens).max(initial=0))
+    def check(self, operation: str, ids: Integers, longest: int) -> None:
+        """Ids in the vocabulary, and the longest sequence of them within the positions."""
+        check_ids(ids, self.vocab_size, f"{operation}: token ids")
         if longest > self.max_length:
             raise ValueError(
-                f"forward: a sequence has {longest} tokens, the model takes {self.max_length}; "
+                f"{operation}: a sequence has {longest} tokens, the model takes {self.max_length}; "
                 "shorten it"
             )
 

@@ -272,7 +272,7 @@ class MultiHeadAttention(Module):
             Shapes that do not fit, or arguments that exclude each other. The cache is as it was
             before.
         """
-        self._check_call(query, key, attn_mask, key_lengths, cu_seqlens, cu_seqlens_k, cache)
+        self._check_call(query, key, value, attn_mask, key_lengths, cu_seqlens, cu_seqlens_k, cache)
         plain = attn_mask is None and cache is None and not return_weights
         if plain and self._made_from_one_input(key, value):
             return self._attend_fused(
@@ -355,14 +355,19 @@ class MultiHeadAttention(Module):
         self,
         query: Float32,
         key: Float32 | None,
+        value: Float32 | None,
         attn_mask: Bool | Float32 | None,
         key_lengths: Lengths | None,
         cu_seqlens: Lengths | None,
         cu_seqlens_k: Lengths | None,
         cache: KVCache | None,
     ) -> None:
-        """Arguments that exclude each other."""
-        check_array("MultiHeadAttention", "query", query)
+        """What is no array of that width, and arguments that exclude each other."""
+        check_array("MultiHeadAttention", "query", query, self.embed_dim)
+        if key is not None:
+            check_array("MultiHeadAttention", "key", key, self.kdim)
+        if value is not None:
+            check_array("MultiHeadAttention", "value", value, self.vdim)
         if cache is not None and not isinstance(cache, KVCache):
             raise TypeError(
                 f"MultiHeadAttention: cache must be a KVCache, got {type(cache).__name__}; make "
@@ -405,11 +410,8 @@ class MultiHeadAttention(Module):
         ndim = 2 if cu_seqlens is not None or query.ndim == 2 else 3
         if query.ndim != ndim:
             self._wrong_rank("query", query, ndim)
-        self._check_width("query", query, self.embed_dim)
-        if key is not None:
-            if key.ndim != ndim:
-                self._wrong_rank("key", key, ndim)
-            self._check_width("key", key, self.kdim)
+        if key is not None and key.ndim != ndim:
+            self._wrong_rank("key", key, ndim)
         in_proj = self._in_proj
         out = _core.multi_head_attention(
             in_proj.part("qkv" if key is None else "q")._packed,
@@ -480,13 +482,6 @@ class MultiHeadAttention(Module):
             k.reshape(*k.shape[:-1], kv_heads, head_dim),
             v.reshape(*v.shape[:-1], kv_heads, head_dim),
         )
-
-    def _check_width(self, name: str, x: Float32, width: int) -> None:
-        if x.shape[-1] != width:
-            raise ValueError(
-                f"MultiHeadAttention: {name} must have {width} features on its last axis, "
-                f"got {x.shape}"
-            )
 
     def _wrong_rank(self, name: str, x: Float32, ndim: int) -> NoReturn:
         shape = "(total, width) with cu_seqlens" if ndim == 2 else "(batch, length, width)"

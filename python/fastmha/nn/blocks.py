@@ -22,11 +22,16 @@ from fastmha.nn.ragged import Rows, check_array, check_lengths
 __all__ = ["Decoder", "DecoderBlock", "Encoder", "EncoderBlock", "FeedForward"]
 
 Lengths = Integers | Sequence[int]
-# Up to so many rows go through all blocks of an encoder in one call of the core, in which all
-# threads share every step. all-MiniLM-L6-v2 with two threads, block by block and so: 8 tokens 0.91
-# and 0.64 ms, 32 tokens 1.97 and 1.84, 64 tokens 3.62 and 3.47, 128 tokens 6.90 and 6.84; 16 texts
-# of 8 tokens, of which each thread has its own, 6.33 and 6.58.
+# Up to so many rows go through all blocks of an encoder or a decoder in one call of the core, in
+# which all threads share every step. all-MiniLM-L6-v2 with two threads, block by block and so: 8
+# tokens 0.91 and 0.64 ms, 32 tokens 1.97 and 1.84, 64 tokens 3.62 and 3.47, 128 tokens 6.90 and
+# 6.84. A decoder's block of 512/8/2048 and one of 768/12/3072, the memory as long: 64 rows 1.16 and
+# 1.16 ms, 2.83 and 2.72; 128 rows 2.43 and 2.43, 5.59 and 5.39.
 FEW_ROWS = 64
+# And of a decoder's memory. A block of 512/8/2048, sub-layer by sub-layer and so, in us: 5 rows and
+# as many of the memory 138 and 123, 5 and 64 271 and 261, 32 and 128 820 and 797, 64 and 128 1333
+# and 1342, 16 and 256 901 and 912, 32 and 256 1192 and 1215; 4 sequences of 8 and 64 1106 and 1148.
+FEW_MEMORY_ROWS = 128
 MEMORY_NAMES = ("memory", "memory_lengths", "memory_cu_seqlens")
 
 
@@ -303,7 +308,7 @@ class EncoderBlock(_Block):
         ValueError
             Shapes, lengths or cumulative lengths that do not fit.
         """
-        check_array("EncoderBlock", "x", x)
+        check_array("EncoderBlock", "x", x, self.d_model)
         if x.ndim == 3 and key_lengths is None and cu_seqlens is None:
             return self._run(x, None, relative_bias, return_weights)
         batch = Rows("EncoderBlock", x, key_lengths, cu_seqlens)
@@ -319,7 +324,7 @@ class EncoderBlock(_Block):
         relative_bias: Float32 | None,
         return_weights: bool,
     ) -> Any:
-        if not return_weights and _are_few(x, cu_seqlens, self.d_model):
+        if not return_weights and _are_few(x, cu_seqlens):
             blocks = [self._core_arguments()]
             return _core.encoder_blocks(blocks, None, x, cu_seqlens, relative_bias)
         return self._forward(x, cu_seqlens, relative_bias, return_weights)
@@ -361,11 +366,11 @@ class EncoderBlock(_Block):
         return (out, *weights) if return_weights else out
 
 
-def _are_few(x: Float32, cu_seqlens: Int64 | None, d_model: int) -> bool:
-    """Whether these rows go through encoder blocks in one call of the core: they must be of that
-    width, and one sequence must have two or more (single queries round otherwise)."""
+def _are_few(x: Float32, cu_seqlens: Int64 | None) -> bool:
+    """Whether these rows go through encoder blocks in one call of the core: one sequence must have
+    two or more (single queries round otherwise)."""
     rows = len(x) if cu_seqlens is not None else x.shape[0] * x.shape[1]
-    if not 2 <= rows <= FEW_ROWS or x.shape[-1] != d_model or x.dtype != np.float32:
+    if not 2 <= rows <= FEW_ROWS:
         return False
     longest = x.shape[1] if cu_seqlens is None else int(np.diff(cu_seqlens).max())
     return longest >= 2
@@ -489,7 +494,7 @@ class DecoderBlock(_Block):
             Shapes or lengths that do not fit, no memory, no room left in the cache. The cache is as
             it was before.
         """
-        check_array("DecoderBlock", "x", x)
+        check_array("DecoderBlock", "x", x, self.d_model)
         if cache is not None:
             _check_cache("DecoderBlock", cache, DecoderBlockCache, cu_seqlens)
             return _step(
@@ -505,30 +510,21 @@ class DecoderBlock(_Block):
                 relative_bias=relative_bias,
                 return_weights=return_weights,
             )
-        if memory is None:
-            raise ValueError("DecoderBlock: memory is needed, what the encoder returned")
-        check_array("DecoderBlock", "memory", memory)
-        lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
-        if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
-            return self._forward(x, memory, None, None, relative_bias, return_weights)
-        rows = Rows("DecoderBlock", x, key_lengths, cu_seqlens)
-        source = Rows("DecoderBlock", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
-        if len(rows.cu_seqlens) != len(source.cu_seqlens):
-            raise ValueError(
-                f"DecoderBlock: x holds {len(rows.cu_seqlens) - 1} sequences, "
-                f"memory {len(source.cu_seqlens) - 1}"
-            )
-        result = self._forward(
-            rows.rows,
-            source.rows,
-            rows.cu_seqlens,
-            source.cu_seqlens,
-            relative_bias,
-            return_weights,
+        x, memory, bounds, memory_bounds, batch = _over_memory(
+            "DecoderBlock", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
         )
+        if not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds):
+            blocks = [self._core_arguments("q", "kv")]
+            result = _core.decoder_blocks(
+                blocks, None, x, memory, bounds, memory_bounds, relative_bias
+            )
+        else:
+            result = self._forward(x, memory, bounds, memory_bounds, relative_bias, return_weights)
+        if batch is None:
+            return result
         if return_weights:
-            return rows.restore(result[0]), *result[1:]
-        return rows.restore(result)
+            return batch.restore(result[0]), *result[1:]
+        return batch.restore(result)
 
     def _forward(
         self,
@@ -569,13 +565,14 @@ class DecoderBlock(_Block):
         _check_cache("DecoderBlock.join", cache, DecoderBlockCache, None)
         _join("DecoderBlock.join", [self], cache, memory, cu_seqlens)
 
-    def _core_arguments(self) -> tuple[Any, ...]:
-        """The block for a step of the core."""
+    def _core_arguments(self, *over: str) -> tuple[Any, ...]:
+        """The block for a call of the core that runs several, with these projections of the
+        attention over the memory."""
         own, over_memory, feed = self.self_attn, self.multihead_attn, self.feed_forward
         return (
             own._in_proj.part("qkv")._packed,
             own.out_proj._packed,
-            over_memory._in_proj.part("q")._packed,
+            *(over_memory._in_proj.part(letters)._packed for letters in over),
             over_memory.out_proj._packed,
             feed.linear1._packed,
             feed.linear2._packed,
@@ -588,6 +585,45 @@ class DecoderBlock(_Block):
             own.num_kv_heads,
             own.scale,
         )
+
+
+def _over_memory(
+    operation: str,
+    x: Float32,
+    memory: Float32 | None,
+    key_lengths: Lengths | None,
+    memory_lengths: Lengths | None,
+    cu_seqlens: Lengths | None,
+    memory_cu_seqlens: Lengths | None,
+) -> tuple[Float32, Float32, Int64 | None, Int64 | None, Rows | None]:
+    """x and memory as the core takes them, both (B, L, d_model), or both ragged with their
+    cumulative lengths and with what restores x's form."""
+    if memory is None:
+        raise ValueError(f"{operation}: memory is needed, what the encoder returned")
+    check_array(operation, "memory", memory, x.shape[-1])
+    lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
+    if x.ndim == 3 and memory.ndim == 3 and all(given is None for given in lengths):
+        _check_as_many(operation, len(x), len(memory))
+        return x, memory, None, None, None
+    rows = Rows(operation, x, key_lengths, cu_seqlens)
+    source = Rows(operation, memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
+    _check_as_many(operation, len(rows.cu_seqlens) - 1, len(source.cu_seqlens) - 1)
+    return rows.rows, source.rows, rows.cu_seqlens, source.cu_seqlens, rows
+
+
+def _check_as_many(operation: str, sequences: int, sources: int) -> None:
+    if sequences != sources:
+        raise ValueError(f"{operation}: x holds {sequences} sequences, memory {sources}")
+
+
+def _are_few_over_memory(
+    x: Float32, memory: Float32, cu_seqlens: Int64 | None, memory_cu_seqlens: Int64 | None
+) -> bool:
+    """The same for decoder blocks, whose memory must have few rows, too."""
+    if not _are_few(x, cu_seqlens):
+        return False
+    rows = len(memory) if memory_cu_seqlens is not None else len(memory) * memory.shape[1]
+    return bool(1 <= rows <= FEW_MEMORY_ROWS)
 
 
 def _check_blocks(operation: str, blocks: Sequence[DecoderBlock], cache: DecoderCache) -> None:
@@ -634,7 +670,7 @@ def _step(
             raise ValueError(f"{operation}: the first call with a cache needs memory")
         else:
             _join(operation, blocks, cache, memory, memory_cu_seqlens, memory_lengths)
-        arguments = [block._core_arguments() for block in blocks]
+        arguments = [block._core_arguments("q") for block in blocks]
         return cache.step(arguments, fused(norm), x, new_lengths, relative_bias)
     except BaseException:  # interrupted, too
         cache.restore(before)
@@ -651,6 +687,7 @@ def _join(
 ) -> None:
     """The keys and values that every block makes of `memory`, to the cache, or nothing."""
     _check_blocks(operation, blocks, cache)
+    check_array(operation, "memory", memory, blocks[0].d_model)
     source = Rows(operation, memory, lengths, cu_seqlens, MEMORY_NAMES)
     cache.check_join(operation, len(source.cu_seqlens) - 1)
     before = cache.snapshot()
@@ -749,14 +786,14 @@ class Encoder(_Stack):
 
         With `return_weights` also returns a list with the weights of each block.
         """
-        check_array("Encoder", "x", x)
+        check_array("Encoder", "x", x, self.d_model)
         batch = None
         bounds: Int64 | None = None
         if x.ndim != 3 or key_lengths is not None or cu_seqlens is not None:
             batch = Rows("Encoder", x, key_lengths, cu_seqlens)
             x, bounds = batch.rows, batch.cu_seqlens
         weights: list[Any] = []
-        if not return_weights and _are_few(x, bounds, self.d_model):
+        if not return_weights and _are_few(x, bounds):
             blocks = [block._core_arguments() for block in self.layers]
             x = _core.encoder_blocks(blocks, fused(self.norm), x, bounds, relative_bias)
         else:
@@ -869,7 +906,7 @@ class Decoder(_Stack):
 
         With `return_weights` also returns a list with (self_weights, memory_weights) of each block.
         """
-        check_array("Decoder", "x", x)
+        check_array("Decoder", "x", x, self.d_model)
         if cache is not None:
             _check_cache("Decoder", cache, DecoderCache, cu_seqlens)
             return _step(
@@ -885,30 +922,27 @@ class Decoder(_Stack):
                 relative_bias=relative_bias,
                 return_weights=return_weights,
             )
-        lengths = (key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens)
-        options: dict[str, Any] = {
-            "relative_bias": relative_bias,
-            "return_weights": return_weights,
-        }
-        restore = None
-        if memory is None:
-            raise ValueError("Decoder: memory is needed, what the encoder returned")
-        if x.ndim != 3 or any(given is not None for given in lengths):
-            check_array("Decoder", "memory", memory)
-            rows = Rows("Decoder", x, key_lengths, cu_seqlens)
-            source = Rows("Decoder", memory, memory_lengths, memory_cu_seqlens, MEMORY_NAMES)
-            x, memory, restore = rows.rows, source.rows, rows.restore
-            options |= {"cu_seqlens": rows.cu_seqlens, "memory_cu_seqlens": source.cu_seqlens}
+        x, memory, bounds, memory_bounds, batch = _over_memory(
+            "Decoder", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
+        )
         weights = []
-        for block in self.layers:
-            result = block(x, memory, **options)
-            if return_weights:
-                x = result[0]
-                weights.append(result[1:])
-            else:
-                x = result
-        if self.norm is not None:
-            x = self.norm(x)
-        if restore is not None:
-            x = restore(x)
+        if not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds):
+            blocks = [block._core_arguments("q", "kv") for block in self.layers]
+            x = _core.decoder_blocks(
+                blocks, fused(self.norm), x, memory, bounds, memory_bounds, relative_bias
+            )
+        else:
+            for block in self.layers:
+                result = block._forward(
+                    x, memory, bounds, memory_bounds, relative_bias, return_weights
+                )
+                if return_weights:
+                    x = result[0]
+                    weights.append(result[1:])
+                else:
+                    x = result
+            if self.norm is not None:
+                x = self.norm(x)
+        if batch is not None:
+            x = batch.restore(x)
         return (x, weights) if return_weights else x

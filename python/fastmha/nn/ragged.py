@@ -10,32 +10,62 @@ Blocks drop padding at the door and put zeros there again on the way out: no wor
 and whatever lies in it cannot reach a result.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from fastmha._types import Bool, Float32, Int64, Integers
 
+FLOAT32 = np.dtype(np.float32)
 
-def check_array(operation: str, name: str, x: object) -> None:
-    """`x` must be an array; the operation that reads it checks its dtype."""
+
+def check_array(operation: str, name: str, x: object, width: int | None = None) -> None:
+    """`x` must be an array of float32, of that width where one is given."""
     if not isinstance(x, np.ndarray):
         raise TypeError(
             f"{operation}: {name} must be a NumPy array of float32, got {type(x).__name__}; "
-            "np.asarray(x, np.float32) makes one"
+            f"np.asarray({name}, np.float32) makes one"
+        )
+    if x.dtype != FLOAT32:
+        raise TypeError(
+            f"{operation}: {name} must be float32, got {x.dtype}; cast it: "
+            f"{name}.astype(np.float32)"
+        )
+    if width is not None and x.shape[-1:] != (width,):
+        raise ValueError(
+            f"{operation}: {name} must have {width} features on its last axis, got {x.shape}"
         )
 
 
-def as_integers(values: Integers | Iterable[int], what: str) -> Integers:
+def check_iterable(what: str, things: object, expected: str) -> None:
+    """`things` must be several of a kind, which `expected` says; a string is one."""
+    iterates = hasattr(things, "__iter__") or hasattr(things, "__getitem__")
+    if not iterates or isinstance(things, str | bytes | bytearray):
+        raise TypeError(f"{what} must be {expected}, got {type(things).__name__}")
+    if getattr(things, "shape", None) == ():  # has __iter__, which fails
+        raise TypeError(f"{what} must be {expected}, got one of shape ()")
+
+
+def as_integers(values: object, what: str) -> Integers:
     """`values` as an array of integers."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(
+            f"{what} must be integers, got lists of different lengths in one another"
+        ) from None
     if array.size == 0:
         return array.astype(np.int64)  # an empty list is an array of floats
-    if not np.issubdtype(array.dtype, np.integer):
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    if isinstance(values, np.ndarray) or array.dtype.kind not in "OSU":
         raise TypeError(
             f"{what} must be integers, got {array.dtype}; cast them with .astype(np.int64)"
         )
-    return array
+    for value in array.ravel().tolist():  # no cast would help
+        if not isinstance(value, int):
+            raise TypeError(f"{what} must be integers, got {type(value).__name__}")
+    raise ValueError(f"{what} must be integers of 64 bits, got {max(array.flat, key=abs)}")
 
 
 def check_lengths(

@@ -11,7 +11,7 @@ from fastmha.nn.blocks import Decoder, DecoderBlock, Encoder, EncoderBlock
 from fastmha.nn.encoder_decoder import EncoderDecoder
 from fastmha.nn.layers import Embedding, LayerNorm, Linear, sinusoidal_positions
 from fastmha.nn.module import UNSET, Module, Seed, check_size
-from fastmha.nn.ragged import as_integers, check_lengths, cumulative, valid_rows
+from fastmha.nn.ragged import as_integers, check_iterable, check_lengths, cumulative, valid_rows
 
 __all__ = ["Transformer"]
 
@@ -283,6 +283,7 @@ class Tokens:
         else:
             if lengths is not None:
                 raise ValueError(f"{operation}: {name}_lengths is for an array, {name} is a list")
+            check_iterable(f"{operation}: {name}", tokens, "an array, or a list of 1-D arrays")
             parts = [
                 as_integers(part, f"{operation}: {name}[{n}]") for n, part in enumerate(tokens)
             ]
