@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import assert_same_bits
 from fastmha import _core
+from fastmha.nn import decoder_cache
 from test_sublayers import shaken
 
 D = 32
@@ -196,6 +197,37 @@ def test_a_hypothesis_goes_on_as_the_one_that_it_continues(random, alike, longes
         read = [read[parent] for parent in parents]
 
 
+def test_a_reorder_that_is_interrupted_changes_nothing(random, monkeypatch):
+    """Hypotheses of different lengths are copied: one that was half done left wrong keys."""
+    decoder = decoder_of()
+    memory, x = random.normal(1, 5, D), random.normal(2, 3, D)
+    step = random.normal(2, 1, D)
+
+    def started():
+        cache = decoder.new_cache(1, 6, beam_size=2)
+        decoder(x, memory, cache=cache, key_lengths=[3, 2])
+        return cache
+
+    expected = decoder(step, cache=started())
+    cache = started()
+    zeros = decoder_cache.keys_and_values
+
+    class Interrupting(np.ndarray):
+        def __setitem__(self, place, value):
+            raise KeyboardInterrupt
+
+    def made(shapes):
+        *first, (key, value) = zeros(shapes)
+        return [*first, (key, value.view(Interrupting))]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_cache, "keys_and_values", made)
+        with pytest.raises(KeyboardInterrupt):
+            cache.reorder([1, 0])
+    np.testing.assert_array_equal(cache.lengths, [3, 2])
+    assert_same_bits(decoder(step, cache=cache), expected)
+
+
 def test_memory_of_sources_that_left_is_used_again(random):
     """A cache that many sources go through stays as large as those present need."""
     decoder = decoder_of()
@@ -249,6 +281,8 @@ def test_wrong_calls(random):
         decoder.join(3, memory, [0, 8])
     with pytest.raises(TypeError, match="float64"):
         decoder.join(cache, memory.astype(np.float64), [0, 8])
+    with pytest.raises(ValueError, match=r"new_cache: keys and values of \d+ bytes fit no memory"):
+        decoder.new_cache(1, 2**62)
     decoder.join(cache, memory, [0, 2, 8])
     with pytest.raises(ValueError, match="2 are here and 1 more were to join"):
         decoder.join(cache, memory, [0, 8])

@@ -112,7 +112,14 @@ BOUNDS = (
         "all-MiniLM-L6-v2",
         "products at 490 to 520 GFLOP/s (over 75% of the time); attention at 330 to 440",
     ),
-    ("generate 1 x", "memory, for CTranslate2 too: 3 times its speed is beyond the read limit"),
+    (
+        "generate 1 x 20 -> 32, greedy",
+        "memory, for CTranslate2 too: 3 times its speed is beyond the read limit",
+    ),
+    (
+        "generate 1 x 20 -> 32, beam 4",
+        "memory (82% of read where it was slower); search 6 parts, encoder 3",
+    ),
     (
         "generate 16 x 20 -> 32, beam 4",
         "maps 82 parts, at 85% of the peak as their weights come from memory; attention 7, "

@@ -30,6 +30,8 @@ constexpr int kAhead = 32;
 // 172 and 160.
 constexpr int64_t kAheadFloats = 2048;
 constexpr int kLine = 16;  // floats of a cache line
+static_assert(kAhead <= DecodeGroup::kSlotsBehind && 2 * kBlock <= DecodeGroup::kSlotsBehind,
+              "slots of rows asked for ahead are read");
 // Tiles are functions of their own. Inlined, their addresses compete for registers and all are spilled.
 #define FASTMHA_NOINLINE __attribute__((noinline))
 

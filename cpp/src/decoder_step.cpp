@@ -1,7 +1,7 @@
 // Decoder blocks while they generate: checks, and the steps that all threads take together.
 //
 // Few rows leave no slice for a thread of its own: every product is shared out by columns, every attention by heads.
-// All of them are steps of one parallel region: a block of Transformer-base has ten, and takes 0.2 ms when its weights
+// All of them are steps of one parallel region: a block of Transformer-base has eleven, and takes 0.2 ms when its weights
 // come from memory.
 #include "fastmha/decoder.h"
 
@@ -139,6 +139,7 @@ class Run {
   // A head of a hypothesis's keys and values: where they begin, and the slots of its positions, or null.
   struct Keys {
     const float *key, *value;
+    int64_t key_stride, value_stride;  // from row to row
     const int64_t* slots;
   };
   // The hypotheses of a source come one after the other to the same head: they share most of its rows.
@@ -154,7 +155,7 @@ class Run {
   Keys keys_of(const Block& block, int64_t hypothesis, int64_t kv_head) const;
   void append(const Block& block, int64_t hypothesis, int64_t kv_head, int64_t count) const;
   void expect_append(const Block& block, int64_t hypothesis, int64_t kv_head) const;
-  void gather(const Block& block, const Keys& keys, float* to, AttentionHead& head) const;
+  void gather(const Block& block, int64_t hypothesis, float* to, Keys& keys) const;
   void attend_self(const Block& block, int64_t task, float* scratch) const;
   void attend_memory(const Block& block, int64_t task, float* scratch) const;
   void finish(Team& team, const ConstView& x) const;
@@ -359,27 +360,28 @@ void attend_panels(const AttentionHead& head, float* scratch) {
 Run::Keys Run::keys_of(const Block& block, int64_t hypothesis, int64_t kv_head) const {
   const MutableView &key = block.given.key, &value = block.given.value;
   if (!key_slots_.empty()) {
-    return {key.data + kv_head * key.strides[1], value.data + kv_head * value.strides[1],
-            key_slots_.data() + hypothesis * key_slots_stride_};
+    return {key.data + kv_head * key.strides[1], value.data + kv_head * value.strides[1], key.strides[2],
+            value.strides[2], key_slots_.data() + hypothesis * key_slots_stride_};
   }
   const int64_t slot = slots_[hypothesis];
   return {key.data + slot * key.strides[0] + kv_head * key.strides[1],
-          value.data + slot * value.strides[0] + kv_head * value.strides[1], nullptr};
+          value.data + slot * value.strides[0] + kv_head * value.strides[1], key.strides[2], value.strides[2],
+          nullptr};
 }
 
 // The panels want a head's keys and values in one piece.
-void Run::gather(const Block& block, const Keys& keys, float* to, AttentionHead& head) const {
-  const int64_t dim = head.head_dim;
+void Run::gather(const Block& block, int64_t hypothesis, float* to, Keys& keys) const {
+  const int64_t dim = block.self.shared.head_dim;
   const auto rows = [&](const float* half, const MutableView& view) {
-    for (int64_t j = 0; j < head.kv_len; ++j) {
+    for (int64_t j = 0; j < key_lengths_[hypothesis]; ++j) {
       std::memcpy(to + j * dim, half + keys.slots[j] * view.strides[0] + j * view.strides[2],
                   static_cast<size_t>(dim) * sizeof(float));
     }
     return std::exchange(to, to + sizes_.gathered);
   };
-  head.key = rows(keys.key, block.given.key);
-  head.value = rows(keys.value, block.given.value);
-  head.key_stride = head.value_stride = dim;
+  keys.key = rows(keys.key, block.given.key);
+  keys.value = rows(keys.value, block.given.value);
+  keys.key_stride = keys.value_stride = dim;
 }
 
 // The heads that share a head of keys, over all positions of a hypothesis; its new ones are appended first.
@@ -389,18 +391,22 @@ void Run::attend_self(const Block& block, int64_t task, float* scratch) const {
   const int64_t hypothesis = hypothesis_of(task, kv_heads), kv_head = kv_head_of(task, kv_heads);
   const int64_t count = call_.new_length(first_hypothesis_ + hypothesis);
   append(block, hypothesis, kv_head, count);
-  const Keys keys = keys_of(block, hypothesis, kv_head);
+  Keys keys = keys_of(block, hypothesis, kv_head);
+  if (length_ > 1 && count > 0 && keys.slots != nullptr) {
+    gather(block, hypothesis, scratch + sizes_.attend, keys);
+  }
   auto* heads = reinterpret_cast<AttentionHead*>(scratch);
   for (int64_t g = 0; g < group; ++g) {
     AttentionHead head = plan.head(hypothesis, kv_head * group + g);
     head.key = keys.key;
     head.value = keys.value;
+    head.key_stride = keys.key_stride;
+    head.value_stride = keys.value_stride;
     head.q_len = count;
     for (int64_t row = count; row < length_; ++row) {  // rows that nothing computes go through the maps, too
       std::fill_n(head.out + row * head.out_stride, head.value_dim, 0.0f);
     }
     if (length_ > 1) {
-      if (keys.slots != nullptr) gather(block, keys, scratch + sizes_.attend, head);
       attend_panels(head, scratch);
     } else {
       heads[g] = head;

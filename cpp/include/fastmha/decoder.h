@@ -83,7 +83,8 @@ struct DecoderStepParams {
   const int64_t* lengths = nullptr;
   const int64_t* new_lengths = nullptr;
   // The slots that hold a hypothesis's positions before the call, those of the next hypothesis `position_slots_stride`
-  // further on. Null: all lie in its own slot. None may be one that the call writes to, at that position.
+  // further on. Null: all lie in its own slot. None may lie in a slot of the call at or behind the length of that
+  // slot's hypothesis: it is written to there.
   const int64_t* position_slots = nullptr;
   int64_t position_slots_stride = 0;
   // For each source: its rows in the memory's keys and values.
