@@ -78,6 +78,17 @@ def test_append_of_different_lengths(random):
     assert_unchanged(cache, before)
 
 
+def test_nobody_is_left(random):
+    """A loop whose last sequence is done goes on with none: the core said "null pointer"."""
+    cache = fm.KVCache(4, 6, 9, 16)
+    cache.select([])
+    nothing = np.empty((0, 6, 1, 16), np.float32)
+    cache.append(nothing, nothing)
+    assert fm.attention_with_kvcache(nothing, cache).shape == (0, 6, 1, 16)
+    assert fm.attention_with_kvcache(nothing, cache, nothing, nothing).shape == (0, 6, 1, 16)
+    assert len(cache.lengths) == 0
+
+
 def test_select(random):
     """Sequences that are done leave the batch; reset gives their room back."""
     cache = fm.KVCache(BATCH, KV_HEADS, 6, DIM)

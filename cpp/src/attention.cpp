@@ -102,10 +102,11 @@ void attention_with_kvcache(const ConstView& query, const KVCacheView& cache, co
                 op, ": key_lengths and query_offset come from the cache and must not be set");
   FASTMHA_CHECK(params.attn_mask.empty(), op,
                 ": attn_mask is not for cached attention; use is_causal or window");
-  FASTMHA_CHECK(cache.lengths != nullptr, op, ": the cache has no lengths (null pointer)");
   FASTMHA_CHECK(query.rank == 4 && cache.key.rank == 4 && query.shape[0] == cache.key.shape[0], op,
                 ": query must be (batch, heads, q_len, head_dim) with the cache's batch; query ",
                 shape_text(query), ", cache ", shape_text(cache.key));
+  FASTMHA_CHECK(cache.lengths != nullptr || query.shape[0] == 0, op,
+                ": the cache has no lengths (null pointer)");
   // Copies, so that the plan's arrays stay as they were checked.
   const std::vector<int64_t> lengths(cache.lengths, cache.lengths + query.shape[0]);
   std::vector<int64_t> offsets(lengths);

@@ -50,7 +50,8 @@ void kv_cache_append(const KVCacheView& cache, const ConstView& key, const Const
   const char* op = "kv_cache_append";
   check_half("key", cache.key, key);
   check_half("value", cache.value, value);
-  FASTMHA_CHECK(cache.lengths != nullptr, op, ": the cache has no lengths (null pointer)");
+  FASTMHA_CHECK(cache.lengths != nullptr || key.shape[0] == 0, op,
+                ": the cache has no lengths (null pointer)");
   for (int axis = 0; axis < 3; ++axis) {
     FASTMHA_CHECK(key.shape[axis] == value.shape[axis], op,
                   ": key and value must agree on all axes but the last, got ", shape_text(key), " and ",
