@@ -11,6 +11,7 @@ import pytest
 from conftest import assert_same_bits
 from fastmha import _core
 from fastmha.nn import blocks
+from test_encoder_blocks import one_by_one
 from test_sublayers import shaken
 
 # Rows of each sequence, and of its memory.
@@ -25,12 +26,6 @@ def decoder(**options):
     built = [fm.DecoderBlock(D, 3, 100, activation="gelu", **options) for _ in range(3)]
     norm = fm.LayerNorm(D) if options.get("norm_first") else None
     return shaken(fm.Decoder(built, norm))
-
-
-def one_by_one(monkeypatch, call):
-    with monkeypatch.context() as patch:
-        patch.setattr(blocks, "FEW_ROWS", 0)
-        return call()
 
 
 def bounds_of(lengths):
@@ -198,3 +193,21 @@ def test_wrong_arguments_of_the_core(random):
             )
     with pytest.raises(ValueError, match="set both"):
         _core.decoder_blocks([block], None, x, memory[None], np.array([0, 5]), None, None)
+
+
+@pytest.mark.parametrize("settings", [{"num_heads": 6}, {"num_heads": 3, "scale": 0.5}])
+def test_another_attention_over_the_memory_keeps_its_heads_and_scale(random, monkeypatch, settings):
+    """Calls for whole blocks took those of self_attn for both."""
+    stack = decoder()
+    heads = settings.pop("num_heads")
+    stack.layers[1].multihead_attn = fm.MultiHeadAttention(D, heads, seed=3, **settings)
+    x, memory = random.normal(1, 5, D), random.normal(1, 7, D)
+    assert_same_bits(stack(x, memory), one_by_one(monkeypatch, lambda: stack(x, memory)))
+    block = stack.layers[1]
+    assert_same_bits(block(x, memory), one_by_one(monkeypatch, lambda: block(x, memory)))
+    with pytest.raises(
+        ValueError, match=r"multihead_attn must have the same heads and scale, .* 1"
+    ):
+        stack(x, memory, cache=stack.new_cache(1, 5))
+    with pytest.raises(ValueError, match="multihead_attn must have the same heads and scale"):
+        block(x, memory, cache=block.new_cache(1, 5))

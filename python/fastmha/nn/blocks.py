@@ -513,7 +513,8 @@ class DecoderBlock(_Block):
         x, memory, bounds, memory_bounds, batch = _over_memory(
             "DecoderBlock", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
         )
-        if not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds):
+        few = not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds)
+        if few and self._attends_alike():
             blocks = [self._core_arguments("q", "kv")]
             result = _core.decoder_blocks(
                 blocks, None, x, memory, bounds, memory_bounds, relative_bias
@@ -564,6 +565,17 @@ class DecoderBlock(_Block):
         """Let sources join those in a cache; see :meth:`Decoder.join`."""
         _check_cache("DecoderBlock.join", cache, DecoderBlockCache, None)
         _join("DecoderBlock.join", [self], cache, memory, cu_seqlens)
+
+    def _attends_alike(self) -> bool:
+        """Whether both attentions have the same heads and scale, as calls of the core for whole
+        blocks need it: one of them may have been replaced."""
+        own, over = self.self_attn, self.multihead_attn
+        return (own.num_heads, own.num_kv_heads, own.head_dim, own.scale) == (
+            over.num_heads,
+            over.num_kv_heads,
+            over.head_dim,
+            over.scale,
+        )
 
     def _core_arguments(self, *over: str) -> tuple[Any, ...]:
         """The block for a call of the core that runs several, with these projections of the
@@ -632,6 +644,12 @@ def _check_blocks(operation: str, blocks: Sequence[DecoderBlock], cache: Decoder
             f"{operation}: the cache is for {len(cache.blocks)} blocks, "
             f"this decoder has {len(blocks)}"
         )
+    for index, block in enumerate(blocks):
+        if not block._attends_alike():
+            raise ValueError(
+                f"{operation}: with a cache self_attn and multihead_attn must have the same heads "
+                f"and scale, those of block {index} differ; call without a cache"
+            )
 
 
 def _step(
@@ -715,6 +733,20 @@ class _Stack(Module):
             raise ValueError(f"{name}: blocks and norm must have one width, got {sorted(widths)}")
         self.d_model = self.layers[0].d_model
 
+    def _one_by_one(self, x: Float32, *arguments: Any) -> tuple[Float32, list[Any]]:
+        """x through every block and the norm, with the weights of each block, or none of them;
+        the last of the blocks' arguments says whether they give weights."""
+        weights: list[Any] = []
+        block: Any  # the kinds take other arguments
+        for block in self.layers:
+            result = block._forward(x, *arguments)
+            if arguments[-1]:
+                x, *own = result
+                weights.append(own[0] if len(own) == 1 else tuple(own))
+            else:
+                x = result
+        return (x if self.norm is None else self.norm(x)), weights
+
     def _children(self) -> Iterator[tuple[str, Module]]:
         for index, block in enumerate(self.layers):
             yield f"layers.{index}", block
@@ -797,15 +829,7 @@ class Encoder(_Stack):
             blocks = [block._core_arguments() for block in self.layers]
             x = _core.encoder_blocks(blocks, fused(self.norm), x, bounds, relative_bias)
         else:
-            for block in self.layers:
-                result = block._forward(x, bounds, relative_bias, return_weights)
-                if return_weights:
-                    x, block_weights = result
-                    weights.append(block_weights)
-                else:
-                    x = result
-            if self.norm is not None:
-                x = self.norm(x)
+            x, weights = self._one_by_one(x, bounds, relative_bias, return_weights)
         if batch is not None:
             x = batch.restore(x)
         return (x, weights) if return_weights else x
@@ -925,24 +949,17 @@ class Decoder(_Stack):
         x, memory, bounds, memory_bounds, batch = _over_memory(
             "Decoder", x, memory, key_lengths, memory_lengths, cu_seqlens, memory_cu_seqlens
         )
-        weights = []
-        if not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds):
+        weights: list[Any] = []
+        few = not return_weights and _are_few_over_memory(x, memory, bounds, memory_bounds)
+        if few and all(block._attends_alike() for block in self.layers):
             blocks = [block._core_arguments("q", "kv") for block in self.layers]
             x = _core.decoder_blocks(
                 blocks, fused(self.norm), x, memory, bounds, memory_bounds, relative_bias
             )
         else:
-            for block in self.layers:
-                result = block._forward(
-                    x, memory, bounds, memory_bounds, relative_bias, return_weights
-                )
-                if return_weights:
-                    x = result[0]
-                    weights.append(result[1:])
-                else:
-                    x = result
-            if self.norm is not None:
-                x = self.norm(x)
+            x, weights = self._one_by_one(
+                x, memory, bounds, memory_bounds, relative_bias, return_weights
+            )
         if batch is not None:
             x = batch.restore(x)
         return (x, weights) if return_weights else x
